@@ -1,0 +1,257 @@
+"""The contract between the gateway and the plugins that reach a model. A plugin author reads this file.
+
+A backend is a class with one method, `send`: one attempt, no retries, no routing, no money. The gateway decides
+who is called and what is done with the outcome; docs/backend.md writes one in 30 lines, and
+`gateway.testing.BackendContract` is the test class that proves it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from gateway.dialects import CHAT_CODECS
+from gateway.dialects.document import Fields
+from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Usage
+from gateway.errors import Cancelled
+
+Headers = tuple[tuple[str, str], ...]
+"""Header fields in order; names are lower case."""
+
+
+class Secret:
+    """An upstream's secret. Only `reveal()` shows it: neither repr nor str nor a format does."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds. `connect_s`: until connected, TLS included. `first_byte_s`: from then to the answer's first byte.
+    `idle_s`: between two blocks. `total_s`: from the client's call to the answer's last byte, all attempts together."""
+
+    connect_s: float = 2.0
+    first_byte_s: float = 120.0
+    idle_s: float = 60.0
+    total_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request body. `open()` starts it anew where `replayable`; `size` is None when it is not known beforehand.
+
+    `edit` sets top-level members (multipart: form fields) in the bytes as they were received, `member` reads one as raw
+    JSON; None where a body has no members.
+    """
+
+    open: Callable[[], Iterator[bytes]]
+    replayable: bool
+    size: int | None
+    edit: Callable[[Mapping[str, Any]], Body] | None = None
+    member: Callable[[str], bytes | None] | None = None
+
+    @staticmethod
+    def of(raw: bytes) -> Body:
+        return Body(open=lambda: iter((raw,)), replayable=True, size=len(raw))
+
+
+class Cancellation:
+    """Gives a call up from outside, also while `send` has not returned. Fires once; safe from any thread or greenlet."""
+
+    __slots__ = ("_callbacks", "_lock", "reason")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self.reason: str | None = None
+        """None until fired, then why: "client_gone", "draining"."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback()` called when the call is given up (at once, if it already is). It must not block or raise.
+
+        Returns a function that takes the callback back: a backend calls it before it hands its connection to another call.
+        """
+        token = object()
+        with self._lock:
+            fired = self.reason is not None
+            if not fired:
+                self._callbacks[token] = callback
+        if fired:
+            callback()
+        return lambda: self._forget(token)
+
+    def _forget(self, token: object) -> None:
+        with self._lock:
+            self._callbacks.pop(token, None)
+
+    def fire(self, reason: str) -> None:
+        with self._lock:
+            if self.reason is not None:
+                return
+            self.reason = reason
+            callbacks, self._callbacks = list(self._callbacks.values()), {}
+        for callback in callbacks:
+            callback()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of a client, on its way to an upstream.
+
+    `path` is relative to the deployment's base URL ("/chat/completions"), `query` without "?". `headers` are end to
+    end and allow-listed: the client's key is not among them. `fields` are the members that routing, metering and
+    policy read; `document()` parses the whole body, at a cost. `deadline` is monotonic.
+    """
+
+    dialect: str
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: Body
+    fields: Fields
+    document: Callable[[], Mapping[str, Any]]
+    stream: bool
+    deadline: float
+    cancel: Cancellation
+
+    def edited(self, **members: Any) -> Call:
+        """The same call with these top-level members set. The rest of the body keeps every byte."""
+        if not members:
+            return self
+        if self.body.edit is None:
+            raise TypeError("this body cannot be edited")
+        return replace(self, body=self.body.edit(members))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an attempt goes. `model` is the upstream's name; the call's body already carries it."""
+
+    base_url: str
+    model: str
+    secret: Secret
+    deadlines: Deadlines
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer that the client should see.
+
+    `chunks` is lazy and pulled by one consumer. It ends with StopIteration only where the upstream ended cleanly;
+    a break raises UpstreamInterrupted, a passed deadline UpstreamTimeout, a fired `call.cancel` Cancelled.
+    `close()` aborts the upstream; it is idempotent, safe before the first pull, and always called, once at least.
+    `usage()` is asked after the last chunk; backends that relay bytes return None: the gateway reads the bytes.
+    """
+
+    status: int
+    headers: Headers
+    chunks: Iterator[bytes]
+    close: Callable[[], None]
+    usage: Callable[[], Usage | None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the gateway lends to backends. Grows as backends need more; a backend takes what it knows."""
+
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The Options of a backend that has none."""
+
+
+class Backend(ABC):
+    """One way to reach models. Built once per worker with the operator's options; used by many calls at once.
+
+    `dialects`: the request dialects that `send` takes ("openai_chat", "openai_completions", "openai_rest" ...).
+    `Options`: a dataclass of the operator's settings for this backend, built from a deployment's `options`.
+    `needs_secret`: whether a deployment must name a credential. `default_base_url`: used where a deployment names none.
+    """
+
+    dialects: ClassVar[frozenset[str]]
+    Options: ClassVar[type] = NoOptions
+    needs_secret: ClassVar[bool] = True
+    default_base_url: ClassVar[str] = ""
+
+    def __init__(self, options: Any, services: Services) -> None:
+        self.options = options
+        self.services = services
+
+    @abstractmethod
+    def send(self, call: Call, target: Target) -> Reply:
+        """Make one attempt, without retries.
+
+        Returns a Reply only for an answer that the client should see, once its status and headers are known.
+        Raises an UpstreamError if the upstream refused or could not be reached, Cancelled if `call.cancel` fired.
+        The implementer keeps the target's deadlines and the call's, registers its abort with `call.cancel`, and
+        leaves nothing open when it raises. The caller closes every Reply it is given, and pulls from one thread.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Release what the backend keeps between calls. Called once, when the worker ends."""
+
+
+class ChatBackend(Backend):
+    """A backend that thinks in chat events: implement `chat`, and every chat dialect of the gateway works."""
+
+    dialects = frozenset(CHAT_CODECS)
+
+    @abstractmethod
+    def chat(self, request: ChatRequest, target: Target) -> Iterator[ChatEvent]:
+        """Yield the answer's events; the last is Finished. Raises UpstreamError; called once per attempt."""
+
+    def send(self, call: Call, target: Target) -> Reply:
+        codec = CHAT_CODECS[call.dialect]
+        request = codec.request(call.document())
+        seen: list[Usage | None] = [None]
+        events = _watched(self.chat(request, target), call.cancel, seen)
+        encoder = codec.encoder(target.model, int(time.time()), request)
+        if not request.stream:
+            body = encoder.whole(events)
+            headers: Headers = (("content-type", "application/json"), ("content-length", str(len(body))))
+            return Reply(200, headers, iter((body,)), _nothing, lambda: seen[0])
+        chunks = encoder.stream(events)
+        return Reply(200, (("content-type", "text/event-stream; charset=utf-8"),), chunks, chunks.close, lambda: seen[0])
+
+
+def _nothing() -> None:
+    return None
+
+
+def _watched(events: Iterator[ChatEvent], cancel: Cancellation, seen: list[Usage | None]) -> Iterator[ChatEvent]:
+    """The same events, given up when the call is; the usage of the last is put into `seen`."""
+    for event in events:
+        if cancel.reason is not None:
+            raise Cancelled(cancel.reason)
+        if isinstance(event, Finished):
+            seen[0] = event.usage
+        yield event
+
+
+@runtime_checkable
+class ListsModels(Protocol):
+    """A backend that can name the models behind a target, at no cost."""
+
+    def models(self, target: Target, deadline: float) -> list[str]:
+        """Upstream names, before `deadline` (monotonic). Raises UpstreamError."""

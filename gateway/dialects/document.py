@@ -1,0 +1,200 @@
+"""A JSON request body as it was received: the few members the gateway reads, where the top-level members stand, and edits by splicing.
+
+Nothing is ever written back from a parsed document: an edit replaces one value's bytes, the rest keeps every byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+MAX_DEPTH = 128
+LENIENT_BYTES = 1 << 20
+"""Up to this size a body that msgspec refuses is tried with `json`, which takes lone surrogates and 1e999."""
+
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TOP = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
+_NESTED = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+_MODEL_NAME = re.compile(r"[^\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]{1,256}\Z")
+
+
+class Fields(msgspec.Struct, frozen=True):
+    """The top-level members that routing, metering and policy read; everything else passes unread."""
+
+    model: Any = None
+    stream: Any = None
+    n: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    stream_options: Any = None
+    store: Any = None
+    background: Any = None
+    conversation: Any = None
+    previous_response_id: Any = None
+
+
+_FIELD_NAMES = frozenset(Fields.__struct_fields__)
+_FIELDS = msgspec.json.Decoder(Fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a value stands in the body: raw[start:end]."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A valid JSON object. `spans` has every top-level member; of a repeated one, the last."""
+
+    raw: bytes
+    fields: Fields
+    spans: Mapping[str, Span]
+
+    def member(self, name: str) -> bytes | None:
+        """The raw JSON of a top-level member, or None."""
+        span = self.spans.get(name)
+        return None if span is None else self.raw[span.start : span.end]
+
+    def parsed(self) -> dict[str, Any]:
+        """The whole document. Costs time and memory in proportion: only a translated call needs it."""
+        parsed: dict[str, Any] = json.loads(self.raw)
+        return parsed
+
+    def spliced(self, members: Mapping[str, Any]) -> bytes:
+        """The body with these top-level members set: present ones in place, absent ones at the front. A msgspec.Raw value goes in as it is."""
+        edits = [(self.spans[name], _encoded(value)) for name, value in members.items() if name in self.spans]
+        added = [json.dumps(name).encode() + b":" + _encoded(value) for name, value in members.items() if name not in self.spans]
+        if added:
+            brace = self.raw.index(b"{") + 1
+            tail = b"," if self.spans else b""
+            edits.append((Span(brace, brace), b",".join(added) + tail))
+        pieces, at = [], 0
+        for span, value in sorted(edits, key=lambda edit: edit[0].start):
+            pieces += [self.raw[at : span.start], value]
+            at = span.end
+        return b"".join([*pieces, self.raw[at:]])
+
+
+def _encoded(value: Any) -> bytes:
+    return bytes(value) if isinstance(value, msgspec.Raw) else json.dumps(value).encode()
+
+
+def read(raw: bytes) -> Document:
+    """Read a request body. Raises BadRequest for anything but one JSON object (RFC 8259, UTF-8, no BOM), nested at most 128 deep,
+    in which no member that the gateway reads stands twice."""
+    fields = _decode(raw)
+    spans = scan(raw)
+    check_fields(fields)
+    return Document(raw, fields, spans)
+
+
+def check_fields(fields: Fields) -> None:
+    """Raises BadRequest where a member has a type with which nothing can be routed."""
+    if fields.model is not None and not (isinstance(fields.model, str) and _MODEL_NAME.match(fields.model)):
+        raise BadRequest("'model' must be a string of 1 to 256 characters without control characters.", param="model")
+    if not (fields.stream is None or isinstance(fields.stream, bool)):
+        raise BadRequest("'stream' must be true or false.", param="stream")
+    if fields.stream_options is not None and not isinstance(fields.stream_options, dict):
+        raise BadRequest("'stream_options' must be an object.", param="stream_options")
+
+
+def _decode(raw: bytes) -> Fields:
+    try:
+        str(raw, "utf-8")  # msgspec does not look into the strings that it skips
+        return _FIELDS.decode(raw)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The request body is not valid UTF-8 (byte {error.start}).") from None
+    except RecursionError:
+        raise BadRequest(f"The request body is nested more than {MAX_DEPTH} levels deep.") from None
+    except msgspec.DecodeError as error:
+        if raw.startswith(b"\xef\xbb\xbf"):
+            raise BadRequest("The request body begins with a byte order mark; send plain UTF-8.") from None
+        if len(raw) > LENIENT_BYTES:
+            raise BadRequest(f"The request body is not a JSON object: {_reason(error)}") from None
+    return _decode_leniently(raw)
+
+
+def _decode_leniently(raw: bytes) -> Fields:
+    try:
+        document = json.loads(raw, parse_constant=_refuse_constant, parse_int=_integer)
+    except RecursionError:
+        raise BadRequest(f"The request body is nested more than {MAX_DEPTH} levels deep.") from None
+    except ValueError as error:
+        raise BadRequest(f"The request body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise BadRequest("The request body must be a JSON object.")
+    return Fields(**{name: document[name] for name in _FIELD_NAMES & document.keys()})
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else float("inf")  # int() refuses over 4,300 digits; JSON does not
+
+
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+def scan(raw: bytes) -> dict[str, Span]:
+    """Find the top-level members of a valid JSON object. Raises BadRequest where it nests too deep or repeats a member that we read.
+
+    Pure Python on purpose: in a native thread it is pre-empted, as a C decoder is not.
+    """
+    spans: dict[str, Span] = {}
+    depth, at, member_start = 0, 0, 0
+    while True:
+        token = (_TOP if depth == 1 else _NESTED).search(raw, at)
+        if token is None:
+            return spans
+        at = token.end()
+        kind = raw[token.start()]
+        if kind in b"{[":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BadRequest(f"The request body is nested more than {MAX_DEPTH} levels deep.")
+            if depth == 1:
+                member_start = at
+        elif kind in b"}]":
+            depth -= 1
+            if depth == 0:
+                _add_member(raw, member_start, token.start(), spans)
+                return spans
+        elif kind == 0x2C:  # a comma, at depth 1 only
+            _add_member(raw, member_start, token.start(), spans)
+            member_start = at
+
+
+_KEY = re.compile(rb"[ \t\r\n]*(" + _STRING + rb")[ \t\r\n]*:[ \t\r\n]*", re.DOTALL)
+
+
+def _add_member(raw: bytes, start: int, end: int, spans: dict[str, Span]) -> None:
+    key = _KEY.match(raw, start, end)
+    if key is None:
+        return  # an empty object
+    name = json.loads(key[1])
+    if name in spans and name in _FIELD_NAMES:
+        raise BadRequest(f"The member '{name}' stands twice in the request body.", param=name)
+    while raw[end - 1] in b" \t\r\n":
+        end -= 1
+    spans[name] = Span(key.end(), end)
+
+
+def with_member(raw: bytes | None, name: str, value: Any) -> msgspec.Raw:
+    """The JSON object `raw` (None or null: an empty one) with one member set, its other bytes kept."""
+    if raw is None or raw == b"null":
+        raw = b"{}"
+    return msgspec.Raw(Document(raw, Fields(), scan(raw)).spliced({name: value}))

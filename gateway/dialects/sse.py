@@ -1,0 +1,65 @@
+"""Server-sent events as bytes: where one ends, what its data is. Sources: the WHATWG HTML standard, section 9.2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
+_BOUNDARY = re.compile(_LINE_END + _LINE_END)
+_LINES = re.compile(rb"\r\n|\n|\r")
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One parsed event. `name` is "" where the stream gives none; `data` is None for comments and bare fields."""
+
+    name: str
+    data: bytes | None
+
+
+def last_boundary(buffer: bytes) -> int:
+    """The offset just behind the last blank line of `buffer`, or 0: whole events stand before it.
+
+    A carriage return at the very end may be half of a line end and counts as none yet.
+    """
+    if buffer.endswith(b"\n\n"):
+        return len(buffer)
+    newline = buffer.rfind(b"\n\n") + 2
+    if b"\r" not in buffer:
+        return newline if newline > 1 else 0
+    end = 0
+    for match in _BOUNDARY.finditer(buffer):
+        if match.end() < len(buffer) or not buffer.endswith(b"\r"):
+            end = match.end()
+    return end
+
+
+def split(buffer: bytes) -> Iterator[bytes]:
+    """The raw events of a buffer that ends at a boundary, blank lines included: joined they are the buffer again."""
+    at = 0
+    for match in _BOUNDARY.finditer(buffer):
+        yield buffer[at : match.end()]
+        at = match.end()
+    if at < len(buffer):
+        yield buffer[at:]
+
+
+def parse(raw: bytes) -> Event:
+    """Parse one raw event. A byte order mark before the first line is passed over."""
+    name, data = "", []
+    for line in _LINES.split(raw.removeprefix(b"\xef\xbb\xbf")):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value.decode("utf-8", "replace")
+    return Event(name, b"\n".join(data) if data else None)
+
+
+def encode(data: bytes, name: str = "") -> bytes:
+    """One event with one line of data."""
+    return (b"event: " + name.encode() + b"\n" if name else b"") + b"data: " + data + b"\n\n"

@@ -1,0 +1,81 @@
+"""Finds backends and selection policies by name: a built-in's alias, an entry point, or `package.module:Class`.
+
+Built-ins take the stranger's road: they are named by strings and imported only when they are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+from gateway.errors import PluginError
+
+BACKENDS = "gateway.backends"
+POLICIES = "gateway.policies"
+
+BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        BACKENDS: MappingProxyType({"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI"}),
+        POLICIES: MappingProxyType({"weighted": "gateway.core.policies:Weighted"}),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin that can be named. `problem` says why it cannot be used, or is empty."""
+
+    name: str
+    target: str
+    distribution: str
+    problem: str = ""
+
+
+def resolve(group: str, name: str) -> type:
+    """The class behind a name. Raises PluginError, with a suggestion where a name is close."""
+    target = BUILTIN[group].get(name) or _entry_points(group).get(name)
+    if target is None:
+        if ":" not in name:
+            known = sorted({*BUILTIN[group], *_entry_points(group)})
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+            raise PluginError(f"There is no {group.removeprefix('gateway.').removesuffix('s')} '{name}'. {hint}")
+        target = name
+    return _load(name, target)
+
+
+def _entry_points(group: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=group)}
+
+
+def _load(name: str, target: str) -> type:
+    module_name, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # a stranger's import may raise anything; the rest of the gateway goes on
+        raise PluginError(f"'{name}' ({target}) cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(found, type):
+        raise PluginError(f"'{name}' ({target}) is not a class.")
+    return found
+
+
+def listing(group: str) -> list[Plugin]:
+    """Every plugin that can be named, built-ins first; a broken one with its reason."""
+    built_in = [_listed(name, target, "") for name, target in BUILTIN[group].items()]
+    return built_in + [_listed(point.name, point.value, _distribution(point)) for point in entry_points(group=group) if point.name not in BUILTIN[group]]
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else ""
+
+
+def _listed(name: str, target: str, distribution: str) -> Plugin:
+    try:
+        _load(name, target)
+    except PluginError as error:
+        return Plugin(name, target, distribution, str(error))
+    return Plugin(name, target, distribution)

@@ -1,0 +1,185 @@
+"""The settings: one field, one environment variable and one line in `.env` each. The only module that reads the environment.
+
+Precedence: the environment, then `.env.local`, then `.env`, both of the working directory; an empty value means unset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from gateway.backend import Deadlines, Secret
+from gateway.errors import SettingsError
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.lstrip("+-").isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.01 <= value <= 86_400:
+        raise ValueError("must be a number of seconds from 0.01 to 86400")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError("must be one of " + ", ".join(choices))
+        return text.lower()
+
+    return parse
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("must be an http:// or https:// URL without user name, query or fragment")
+    return text.rstrip("/")
+
+
+def _database_url(text: str) -> str:
+    if not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        raise ValueError("must begin with sqlite:/// or postgresql://")
+    return text
+
+
+def _host(text: str) -> str:
+    if any(character in text for character in "/ \t@") or not text.strip():
+        raise ValueError("must be a host name or an address")
+    return text
+
+
+def _token(text: str) -> Secret:
+    if len(text) < 16:
+        raise ValueError("must have at least 16 characters")
+    return Secret(text)
+
+
+def _setting(name: str, default: Any, parse: Callable[[str], Any]) -> Any:
+    return dataclasses.field(default=default, metadata={"name": name, "parse": parse})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Frozen; made by `load`. Sizes are in bytes, times in seconds."""
+
+    host: str = _setting("GATEWAY_HOST", "127.0.0.1", _host)
+    port: int = _setting("GATEWAY_PORT", 8080, _integer(1, 65535))
+    workers: int = _setting("WEB_CONCURRENCY", 1, _integer(1, 64))
+    data_dir: Path = _setting("GATEWAY_DATA_DIR", Path("data"), Path)
+    secrets_dir: Path | None = _setting("GATEWAY_SECRETS_DIR", None, Path)
+    run_dir: Path | None = _setting("GATEWAY_RUN_DIR", None, Path)
+    database_url: str | None = _setting("DATABASE_URL", None, _database_url)
+    master_key: Secret | None = _setting("GATEWAY_MASTER_KEY", None, _token)
+    pepper: Secret | None = _setting("GATEWAY_PEPPER", None, _token)
+    openai_api_key: Secret | None = _setting("OPENAI_API_KEY", None, Secret)
+    openai_base_url: str = _setting("OPENAI_BASE_URL", "https://api.openai.com/v1", _base_url)
+    policy: str = _setting("GATEWAY_POLICY", "weighted", str)
+    unpriced: str = _setting("GATEWAY_UNPRICED", "free", _one_of("free", "refuse"))
+    json_limit: int = _setting("GATEWAY_JSON_LIMIT", 20_000_000, _integer(1_000, 100_000_000))
+    upload_limit: int = _setting("GATEWAY_UPLOAD_LIMIT", 100_000_000, _integer(1_000, 10_000_000_000))
+    body_s: float = _setting("GATEWAY_BODY_S", 60.0, _seconds)
+    connect_s: float = _setting("GATEWAY_CONNECT_S", 2.0, _seconds)
+    first_byte_s: float = _setting("GATEWAY_FIRST_BYTE_S", 300.0, _seconds)
+    idle_s: float = _setting("GATEWAY_IDLE_S", 120.0, _seconds)
+    total_s: float = _setting("GATEWAY_TOTAL_S", 900.0, _seconds)
+    drain_s: int = _setting("GATEWAY_DRAIN_S", 30, _integer(1, 3600))
+    log_level: str = _setting("GATEWAY_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
+    metrics_token: Secret | None = _setting("GATEWAY_METRICS_TOKEN", None, _token)
+
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
+        """Read the environment (default: the process's) and the `.env` files of `directory` (default: the working one).
+
+        Raises SettingsError with every problem at once.
+        """
+        environment = os.environ if environment is None else environment
+        directory = Path.cwd() if directory is None else directory
+        problems: list[str] = []
+        values: dict[str, str] = {}
+        for name in (".env", ".env.local"):
+            found = {key: value for key, value in dotenv_values(directory / name, interpolate=False).items() if value}
+            problems += [f"{name}: {_unknown(key)}" for key in found if key.startswith("GATEWAY_") and key not in NAMES]
+            values |= found
+        warnings = [_unknown(key) for key in environment if key.startswith("GATEWAY_") and key not in NAMES and key not in CLIENT_NAMES]
+        values |= {key: value for key, value in environment.items() if value}
+        parsed = _parse(values, problems, warnings)
+        settings = cls(**parsed, warnings=tuple(warnings))
+        problems += _contradictions(settings)
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @property
+    def deadlines(self) -> Deadlines:
+        return Deadlines(self.connect_s, self.first_byte_s, self.idle_s, self.total_s)
+
+    @property
+    def database(self) -> str:
+        """The database's URL: SQLite in the data directory where none is set."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'gateway.db'}"
+
+    @property
+    def secrets_path(self) -> Path:
+        """Beside the data directory, never inside it: who copies the data has not copied the keys."""
+        return (self.secrets_dir or self.data_dir.with_name(self.data_dir.name + "-secrets")).resolve()
+
+    @property
+    def run_path(self) -> Path:
+        return (self.run_dir or self.data_dir / "run").resolve()
+
+
+_FIELDS = {field.metadata["name"]: field for field in dataclasses.fields(Settings) if "name" in field.metadata}
+NAMES: frozenset[str] = frozenset(_FIELDS)
+CLIENT_NAMES = frozenset({"GATEWAY_KEY"})
+"""What a client's shell may hold: the key that the printed curl line uses."""
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, NAMES, 1)
+    return f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _parse(values: Mapping[str, str], problems: list[str], warnings: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for name, field in _FIELDS.items():
+        text = values.get(name, "").strip()
+        if not text:
+            continue
+        if name.startswith("GATEWAY_") and text.startswith(("tcp://", "udp://")):
+            warnings.append(f"{name} is ignored: its value looks like a Kubernetes service link")
+            continue
+        try:
+            parsed[field.name] = field.metadata["parse"](text)
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+    return parsed
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    if settings.secrets_path.is_relative_to(settings.data_dir.resolve()):
+        problems.append("GATEWAY_SECRETS_DIR must not be inside GATEWAY_DATA_DIR: a copy of the data would carry the keys")
+    if settings.first_byte_s > settings.total_s:
+        problems.append("GATEWAY_FIRST_BYTE_S must not be above GATEWAY_TOTAL_S")
+    return problems

@@ -1,0 +1,71 @@
+"""The server's settings, and what each worker does when it starts and ends. docs/operator.md tells what may be changed."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import faulthandler  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+
+from gateway.settings import Settings  # noqa: E402
+
+settings = Settings.load()
+
+wsgi_app = "wsgi:app"
+bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+workers = settings.workers
+worker_class = "gevent"
+worker_connections = 12_000
+backlog = 4096
+keepalive = 15  # seconds; also the deadline for reading a request's header
+timeout = 20
+graceful_timeout = settings.drain_s
+max_requests = 0  # with one worker a restart is an outage
+forwarder_headers = ""  # the default lets a peer on the local host set SCRIPT_NAME and walk round path rules
+limit_request_line = 8190
+limit_request_fields = 100
+control_socket_disable = True
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+accesslog = None  # the gateway writes one line per exchange itself
+errorlog = "-"
+loglevel = settings.log_level
+
+# prometheus_client reads this from the environment when it is imported: one directory for all workers of this server.
+_metrics_dir = settings.run_path / "metrics"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
+
+
+def on_starting(server):
+    """In the arbiter, before the first worker: the counters begin at zero."""
+    shutil.rmtree(_metrics_dir, ignore_errors=True)
+    _metrics_dir.mkdir(parents=True, mode=0o700)
+
+
+def post_worker_init(worker):
+    """Presence, polls and the drain watch belong to the worker, so they begin after the fork."""
+    gateway = worker.wsgi.extensions["gateway"]
+    gateway.start()
+    threading.Thread(target=_drain_when_told, args=(worker, gateway), name="drain-watch", daemon=True).start()
+
+
+def _drain_when_told(worker, gateway):
+    """SIGTERM never reaches the application: gunicorn clears `worker.alive`, and waits for the open requests."""
+    while worker.alive:
+        time.sleep(0.2)
+    gateway.drain(time.monotonic() + settings.drain_s - 1)
+
+
+def worker_abort(worker):
+    """Called when the arbiter gives up on a worker that has not beaten for `timeout` seconds: say where it hangs, and be gone."""
+    faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    os._exit(1)
+
+
+def child_exit(server, worker):
+    from prometheus_client import multiprocess  # after PROMETHEUS_MULTIPROC_DIR is set
+
+    multiprocess.mark_process_dead(worker.pid, str(_metrics_dir))
