@@ -5,15 +5,18 @@ from gevent import monkey
 monkey.patch_all()
 
 import faulthandler  # noqa: E402
+import logging  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 
+from gateway import logs  # noqa: E402
 from gateway.settings import Settings  # noqa: E402
 
 settings = Settings.load()
+logs.set_up(settings.log_level, logs.Redactor())
 
 wsgi_app = "wsgi:app"
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
@@ -43,6 +46,9 @@ def on_starting(server):
     """In the arbiter, before the first worker: the counters begin at zero."""
     shutil.rmtree(_metrics_dir, ignore_errors=True)
     _metrics_dir.mkdir(parents=True, mode=0o700)
+    server_log = logging.getLogger("gunicorn.error")
+    server_log.handlers.clear()  # its lines are ours: JSON, redacted
+    server_log.propagate = True
 
 
 def post_worker_init(worker):

@@ -65,4 +65,5 @@ def set_up(level: str, redactor: Redactor, stream: TextIO | None = None) -> logg
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("peewee").setLevel(logging.INFO)  # at debug it writes every statement with its values
     return logging.getLogger(LOGGER)

@@ -22,7 +22,7 @@ LENIENT_BYTES = 1 << 20
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOP = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
 _NESTED = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
-_MODEL_NAME = re.compile(r"[^\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]{1,256}\Z")
+_MODEL_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,256}\Z")
 
 
 class Fields(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Document:
 
     def parsed(self) -> dict[str, Any]:
         """The whole document. Costs time and memory in proportion: only a translated call needs it."""
-        parsed: dict[str, Any] = json.loads(self.raw)
+        parsed: dict[str, Any] = json.loads(self.raw, parse_int=_integer)
         return parsed
 
     def spliced(self, members: Mapping[str, Any]) -> bytes:
@@ -127,7 +127,8 @@ def _decode(raw: bytes) -> Fields:
 
 def _decode_leniently(raw: bytes) -> Fields:
     try:
-        document = json.loads(raw, parse_constant=_refuse_constant, parse_int=_integer)
+        # From text: given bytes, `json` would take UTF-16 and UTF-32 as well.
+        document = json.loads(str(raw, "utf-8"), parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError:
         raise BadRequest(f"The request body is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:

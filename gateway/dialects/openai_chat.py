@@ -43,7 +43,11 @@ class OpenAIChat:
 
 
 def dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Compact JSON in UTF-8; in ASCII where a text holds half a surrogate pair, which UTF-8 cannot write."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def chat_request(document: Mapping[str, Any], messages: tuple[Message, ...]) -> ChatRequest:

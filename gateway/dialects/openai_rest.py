@@ -41,9 +41,10 @@ class OpenAIRest:
             return True
         try:
             document = json.loads(event.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-        return isinstance(document, dict) and document.get("type") in TERMINAL_TYPES
+        kind = document.get("type") if isinstance(document, dict) else None
+        return isinstance(kind, str) and kind in TERMINAL_TYPES
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
         return openai_usage.usage(document)

@@ -1,0 +1,1 @@
+"""The built-in backends; each stands exactly where a stranger's would."""

@@ -1,0 +1,311 @@
+"""The upstream transport: pooled keep-alive sockets, a C parser, four deadlines, abort from outside.
+
+The only module that opens upstream connections (with its neighbours http_*.py); a backend builds one Transport and
+sends its calls through it. No redirects, no environment proxies, no .netrc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from backends.http_connection import Clock, Connection, Dial, Names, timeout
+from backends.http_encoding import Decoded, window_bits, without_encoding
+from backends.http_message import Malformed, request_head
+from backends.http_pool import Origin
+from gateway.backend import Body, Cancellation, Deadlines, Headers
+from gateway.errors import Cancelled, UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+
+SMALL_BODY_BYTES = 65_536
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer's head, and its body to be pulled by one consumer.
+
+    `headers` are in order, names in lower case, hop-by-hop fields still among them. `chunks` yields what each receive
+    brought, never b"". It ends with StopIteration only at the message's clean end (for a body that the end of the
+    connection ends: at that); it raises UpstreamInterrupted, UpstreamTimeout("idle" or "total") or Cancelled, and
+    raises again when pulled again. `close` aborts what is not read to its end; idempotent; the caller's duty.
+    """
+
+    status: int
+    headers: Headers
+    chunks: Iterator[bytes]
+    close: Callable[[], None]
+
+
+class Transport:
+    """Sends requests over connections that it keeps. One per backend and worker; safe for threads and greenlets.
+
+    `ssl_context`: for https; by default one that verifies against the system's authorities, made at the first use.
+    """
+
+    def __init__(self, *, clock: Clock = time.monotonic, ssl_context: ssl.SSLContext | None = None) -> None:
+        self._clock = clock
+        self._ssl_context = ssl_context
+        self._names = Names(clock)
+        self._origins: dict[str, Origin] = {}
+
+    def send(self, method: str, url: str, headers: Headers, body: Body, *, deadlines: Deadlines, deadline: float, cancel: Cancellation) -> Response:
+        """Send one request; returns when the answer's head is complete, whatever its status.
+
+        `deadline` is the total one, monotonic; `deadlines` gives the other three. Raises UpstreamUnreachable,
+        UpstreamTimeout, UpstreamProtocolError, Cancelled once `cancel` has fired, BadRequest for a url or a header that
+        cannot be sent, ValueError for a body that is not as long as its size. Nothing is left open when it raises.
+        A kept connection that fails before the first byte of an answer is replaced once by a fresh one, unnoticed.
+        """
+        origin, target = self._origin(url)
+        head = request_head(method, target, origin.fixed, headers, body.size)
+        request = _Request(method, head, body, deadlines, deadline, cancel)
+        try:
+            if cancel.reason is None:
+                return self._send(origin, request)
+        except UpstreamError as error:
+            if cancel.reason is None:
+                raise
+            raise Cancelled(cancel.reason) from error
+        raise Cancelled(cancel.reason)
+
+    def close(self) -> None:
+        """Close what is idle; what is in use closes when its answer ends."""
+        for origin in list(self._origins.values()):
+            origin.close()
+
+    def _send(self, origin: Origin, request: _Request) -> Response:
+        # A body that cannot be sent twice does not risk a kept connection.
+        kept = origin.take() if request.body.replayable else None
+        if kept is not None:
+            with contextlib.suppress(_Stale):
+                return self._over(kept, origin, request)
+        try:
+            return self._over(self._dial(origin, request), origin, request)
+        except _Stale as error:
+            raise UpstreamUnreachable("the upstream closed the connection without an answer") from error.__cause__
+
+    def _over(self, connection: Connection, origin: Origin, request: _Request) -> Response:
+        """One request and the head of its answer over this connection. Raises _Stale if not a byte came back."""
+        forget = request.cancel.on_cancel(connection.abort)
+        try:
+            connection.reader.begin(request.method)
+            sent = request.write(connection)
+            block, fault = request.read_head(connection)
+            reader = connection.reader
+            status, headers = reader.status, tuple(reader.fields)
+            bits = None if reader.complete and not block else window_bits(headers)
+        except BaseException:
+            forget()
+            connection.close()
+            raise
+        # From here on the connection may be another call's: an answer that is complete gives it back.
+        chunks = Chunks(connection, origin, request, forget, block, fault, sent)
+        if bits is None:
+            return Response(status, headers, chunks, chunks.close)
+        decoded = Decoded(chunks, bits)
+        return Response(status, without_encoding(headers), decoded, decoded.close)
+
+    def _dial(self, origin: Origin, request: _Request) -> Connection:
+        now = self._clock()
+        until = now + request.deadlines.connect_s
+        late = request.deadline < until
+        dial = Dial(origin.host, origin.port, origin.addresses, self._names, self._clock, request.deadline if late else until)
+        forget = request.cancel.on_cancel(dial.abort)
+        try:
+            return dial.connect(self._tls() if origin.tls else None)
+        except UpstreamUnreachable as error:
+            if late and self._clock() >= request.deadline:
+                raise timeout("total") from error
+            raise
+        finally:
+            forget()
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+            self._ssl_context.set_alpn_protocols(["http/1.1"])
+        return self._ssl_context
+
+    def _origin(self, url: str) -> tuple[Origin, str]:
+        start = url.find("://") + 3
+        end = url.find("/", start)
+        base, target = (url, "/") if end < 0 else (url[:end], url[end:])
+        origin = self._origins.get(base)
+        if origin is None:
+            origin = self._origins.setdefault(base, Origin(base, self._clock))
+        return origin, target
+
+
+class _Stale(Exception):
+    """The connection broke before a byte of an answer came."""
+
+
+class _Request:
+    """One request, as often as it is sent: its bytes and its deadlines."""
+
+    __slots__ = ("body", "cancel", "deadline", "deadlines", "head", "method")
+
+    def __init__(self, method: str, head: bytes, body: Body, deadlines: Deadlines, deadline: float, cancel: Cancellation) -> None:
+        self.method, self.head, self.body = method, head, body
+        self.deadlines, self.deadline, self.cancel = deadlines, deadline, cancel
+
+    def write(self, connection: Connection) -> bool:
+        """Whether all was sent. False where the upstream stopped reading: it may have answered already."""
+        wait_s, deadline, size = self.deadlines.idle_s, self.deadline, self.body.size
+        if size is not None and size <= SMALL_BODY_BYTES:
+            blocks: Iterator[bytes] = iter((self.head + _whole(self.body, size),))
+        else:
+            blocks = self._blocks()
+        for block in blocks:
+            try:
+                connection.send(block, wait_s, deadline)
+            except UpstreamTimeout as error:
+                if error.phase == "total" or not connection.readable():
+                    raise
+                return False
+            except OSError:
+                return False
+        return True
+
+    def _blocks(self) -> Iterator[bytes]:
+        yield self.head
+        size, sent = self.body.size, 0
+        for block in self.body.open():
+            sent += len(block)
+            if size is None:
+                if block:
+                    yield b"%x\r\n%b\r\n" % (len(block), block)
+                continue
+            if sent > size:
+                break
+            yield block
+        if size is None:
+            yield b"0\r\n\r\n"
+        elif sent != size:
+            raise ValueError("the body is not as long as its size")
+
+    def read_head(self, connection: Connection) -> tuple[bytes, Malformed | None]:
+        """Read until the head is complete: the body bytes that came with it, and what was wrong behind it, if anything."""
+        reader = connection.reader
+        wait_s, phase = self.deadlines.first_byte_s, "first_byte"
+        while True:
+            try:
+                data = connection.receive(wait_s, self.deadline, phase)
+            except OSError as error:
+                if reader.started:
+                    raise UpstreamProtocolError("the upstream broke off within the head of its answer") from error
+                raise _Stale from error
+            if not data:
+                if reader.started:
+                    raise UpstreamProtocolError("the upstream broke off within the head of its answer")
+                raise _Stale
+            try:
+                block = reader.feed(data)
+            except Malformed as error:
+                if not reader.head_done:
+                    raise UpstreamProtocolError("the upstream's answer is not HTTP as it should be") from error
+                return reader.rest(), error
+            if reader.head_done:
+                return block, None
+            wait_s, phase = self.deadlines.idle_s, "idle"
+
+
+class Chunks:
+    """The body of an answer as it is received; owns the connection until the body's end."""
+
+    __slots__ = ("_cancel", "_connection", "_deadline", "_ending", "_fault", "_forget", "_idle_s", "_origin", "_ready", "_sent")
+
+    def __init__(
+        self, connection: Connection, origin: Origin, request: _Request, forget: Callable[[], None], ready: bytes, fault: Malformed | None, sent: bool
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._origin, self._cancel, self._forget = origin, request.cancel, forget
+        self._idle_s, self._deadline = request.deadlines.idle_s, request.deadline
+        self._ready, self._fault, self._sent = ready, fault, sent
+        self._ending: BaseException | None = None
+        if connection.reader.complete:
+            self._finish()
+
+    def __iter__(self) -> Chunks:
+        return self
+
+    def __next__(self) -> bytes:
+        ready = self._ready
+        if ready:
+            self._ready = b""
+            return ready
+        connection = self._connection
+        if connection is None:
+            raise self._ending or StopIteration
+        try:
+            return self._pull(connection)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            reason = self._cancel.reason
+            self._ending = error if reason is None else Cancelled(reason)
+            self._drop()
+            if reason is None:
+                raise
+            raise self._ending from error
+
+    def close(self) -> None:
+        """Give up what is not read to its end."""
+        if self._connection is not None or self._ready:
+            self._ending = UpstreamInterrupted("the answer was given up")
+            self._ready = b""
+            self._drop()
+
+    def _pull(self, connection: Connection) -> bytes:
+        reader = connection.reader
+        while True:
+            if self._fault is not None:
+                raise UpstreamInterrupted("the upstream's answer broke its own framing") from self._fault
+            if self._cancel.reason is not None:
+                raise Cancelled(self._cancel.reason)
+            try:
+                data = connection.receive(self._idle_s, self._deadline, "idle")
+            except OSError as error:
+                raise UpstreamInterrupted("the upstream broke off its answer") from error
+            if not data:
+                if not reader.until_close or self._cancel.reason is not None:
+                    raise UpstreamInterrupted("the upstream broke off its answer")
+                self._drop()
+                raise StopIteration
+            try:
+                block = reader.feed(data)
+            except Malformed as error:
+                block, self._fault = reader.rest(), error
+            if reader.complete:
+                self._finish()
+                if not block:
+                    raise StopIteration
+            if block:
+                return block
+
+    def _finish(self) -> None:
+        """The message is complete: its connection serves others, if it may."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._forget()
+        # Whoever fired before that may be about to abort this connection: then nobody else gets it.
+        if connection.reader.reusable and self._sent and self._cancel.reason is None:
+            self._origin.give(connection)
+        else:
+            connection.close()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._forget()
+            connection.close()
+
+
+def _whole(body: Body, size: int) -> bytes:
+    whole = b"".join(body.open())
+    if len(whole) != size:
+        raise ValueError("the body is not as long as its size")
+    return whole

@@ -1,0 +1,8 @@
+"""The API families: one Flask blueprint module each. `PREFIXES` is the one table of what each family owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PREFIXES: Mapping[str, str] = MappingProxyType({"openai": "/v1", "system": "/"})

@@ -1,0 +1,25 @@
+"""Admission: whether a call may begin, and at which prices. Limits and budgets hang here (a call without a budget takes no hold)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core.exchange import Exchange, Reservation
+from gateway.core.routing import Candidate
+from gateway.errors import Draining
+
+
+class Admission:
+    """Refuses while the worker drains."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    def stop(self) -> None:
+        self.draining = True
+
+    def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
+        """Raises Draining. A refused call consumes nothing."""
+        if self.draining:
+            raise Draining("This worker is shutting down; try again.", retry_after_s=1.0)
+        return Reservation({candidate.deployment.name: candidate.price for candidate in candidates})

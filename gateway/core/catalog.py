@@ -1,0 +1,238 @@
+"""The catalog: models, deployments, credentials and prices in memory, as one frozen snapshot. Refreshed when the generation moves."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway import plugins
+from gateway.backend import Backend, Deadlines, Secret, Services
+from gateway.concurrency import every
+from gateway.errors import GatewayError, PluginError
+from gateway.secrets import SecretsError, Vault
+from gateway.store import catalog as store_catalog
+from gateway.store.catalog import CatalogRows, Price
+from gateway.store.database import Database
+from gateway.store.pools import Credential, credential_place
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment, ready to be called. `problem` says why it cannot be, or is empty; `owner` is "database" or "environment".
+
+    `subject` and `credential_subject` are the names under which cooldowns know it and its credential; they change when the secret does.
+    """
+
+    name: str
+    model: str
+    backend_name: str
+    backend: Backend | None
+    base_url: str
+    upstream_model: str | None
+    credential: str | None
+    secret: Secret
+    priority: int
+    weight: int
+    deadlines: Deadlines
+    include_usage: bool
+    owner: str
+    subject: str
+    credential_subject: str
+    problem: str = ""
+
+    def upstream_name(self, asked: str) -> str:
+        return self.upstream_model or asked
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that routing reads. `deployments` by model name or glob, `prices` by upstream model, newest first."""
+
+    generation: int
+    deployments: Mapping[str, Sequence[Deployment]]
+    globs: Sequence[str]
+    prices: Mapping[str, Sequence[Price]]
+
+    def find(self, model: str) -> Sequence[Deployment]:
+        """The deployments of a model: those of the exact name, else of the longest glob that matches."""
+        if model in self.deployments and model not in self.globs:
+            return self.deployments[model]
+        glob = next((glob for glob in self.globs if fnmatch.fnmatchcase(model, glob)), None)
+        return self.deployments[glob] if glob is not None else ()
+
+    def price(self, upstream_model: str, at: int) -> Price | None:
+        """The price in force at that moment (Unix milliseconds); an exact name before the longest glob."""
+        patterns = [name for name in self.prices if name == upstream_model or (is_glob(name) and fnmatch.fnmatchcase(upstream_model, name))]
+        for name in sorted(patterns, key=lambda name: (name != upstream_model, -len(name))):
+            price = next((price for price in self.prices[name] if price.valid_from <= at), None)
+            if price is not None:
+                return price
+        return None
+
+
+def is_glob(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentDeployment:
+    """What OPENAI_API_KEY makes: a deployment `*` that is never written to the database."""
+
+    secret: Secret
+    base_url: str
+
+
+class Backends:
+    """The backend instances of this worker: one for each backend and options, built when first named, kept until the end."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._instances: dict[tuple[str, str], Backend] = {}
+
+    def get(self, name: str, options: Mapping[str, Any]) -> Backend:
+        """Raises PluginError where the backend cannot be built."""
+        key = (name, json.dumps(options, sort_keys=True))
+        if key not in self._instances:
+            cls = plugins.resolve(plugins.BACKENDS, name)
+            if not issubclass(cls, Backend):
+                raise PluginError(f"'{name}' is not a Backend.")
+            try:
+                self._instances[key] = cls(cls.Options(**options), self._services)
+            except Exception as error:  # a stranger's constructor: this deployment is out, the rest goes on
+                raise PluginError(f"The backend '{name}' refuses its options: {error}") from error
+        return self._instances[key]
+
+    def close(self) -> None:
+        for backend in self._instances.values():
+            backend.close()
+        self._instances.clear()
+
+
+class Catalog:
+    """Holds the current snapshot. `start` loads it and polls; until then it is empty."""
+
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        backends: Backends,
+        defaults: Deadlines,
+        environment: EnvironmentDeployment | None,
+        learn_secrets: Callable[..., None],
+    ) -> None:
+        self._database, self._vault, self._backends, self._defaults = database, vault, backends, defaults
+        self._environment, self._learn_secrets = environment, learn_secrets
+        self._stop: Callable[[], None] | None = None
+        self.snapshot = Snapshot(-1, {}, (), {})
+
+    @property
+    def generation(self) -> int:
+        """-1 before the first load."""
+        return self.snapshot.generation
+
+    def start(self) -> None:
+        """Load, then look for a new generation every 0.5 s. A database that does not answer leaves the last snapshot in force."""
+        self.refresh()
+        self._stop = every(POLL_S, self.refresh, "catalog")
+
+    def close(self) -> None:
+        if self._stop is not None:
+            self._stop()
+
+    def refresh(self) -> None:
+        """Load the rows if the generation moved. Never raises: what goes wrong is in the log, and the last snapshot stays."""
+        try:
+            if self._database.read(store_catalog.generation) != self.generation:
+                self.snapshot = self._built(self._database.read(store_catalog.load))
+        except GatewayError as error:
+            log.warning("the catalog was not refreshed: %s", error)
+        except Exception:  # the poll's outermost edge: it must go on
+            log.exception("the catalog was not refreshed")
+
+    def _built(self, rows: CatalogRows) -> Snapshot:
+        credentials = {credential.id: credential for credential in rows.credentials}
+        names = {model.id: model.name for model in rows.models}
+        by_model: dict[str, list[Deployment]] = {name: [] for name in names.values()}
+        for row in rows.deployments:
+            if row.enabled:
+                by_model[names[row.model_id]].append(self._deployment(row, names[row.model_id], credentials.get(row.credential_id or 0)))
+        if self._environment is not None:
+            by_model.setdefault("*", []).append(self._from_environment(self._environment))
+        prices: dict[str, list[Price]] = {}
+        for price in sorted(rows.prices, key=lambda price: -price.valid_from):
+            prices.setdefault(price.model, []).append(price)
+        globs = sorted((name for name in by_model if is_glob(name)), key=len, reverse=True)
+        secrets = [deployment.secret.reveal() for deployments in by_model.values() for deployment in deployments]
+        self._learn_secrets(*secrets)
+        return Snapshot(rows.generation, by_model, globs, prices)
+
+    def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:
+        backend, secret, problem = None, Secret(""), ""
+        try:
+            backend = self._backends.get(row.backend, row.options)
+            if credential is not None and credential.disabled_at is not None:
+                problem = "its credential is disabled"
+            elif credential is not None:
+                secret = Secret(self._vault.open(credential.sealed, credential_place(credential.id)))
+            elif backend.needs_secret:
+                problem = "it needs a credential and has none"
+        except (PluginError, SecretsError) as error:
+            problem = str(error)
+        if problem:
+            log.warning("deployment %s cannot be used: %s", row.name, problem)
+        return Deployment(
+            name=row.name,
+            model=model,
+            backend_name=row.backend,
+            backend=backend,
+            base_url=row.base_url or (backend.default_base_url if backend else ""),
+            upstream_model=row.upstream_model,
+            credential=credential.label if credential else None,
+            secret=secret,
+            priority=row.priority,
+            weight=row.weight,
+            deadlines=_deadlines(row, self._defaults),
+            include_usage=row.include_usage,
+            owner="database",
+            subject=f"deployment:{row.id}",
+            credential_subject=f"credential:{credential.id}.{credential.version}" if credential else "",
+            problem=problem,
+        )
+
+    def _from_environment(self, source: EnvironmentDeployment) -> Deployment:
+        return Deployment(
+            name="environment",
+            model="*",
+            backend_name="openai",
+            backend=self._backends.get("openai", {}),
+            base_url=source.base_url,
+            upstream_model=None,
+            credential="OPENAI_API_KEY",
+            secret=source.secret,
+            priority=0,
+            weight=1,
+            deadlines=self._defaults,
+            include_usage=True,
+            owner="environment",
+            subject="deployment:environment",
+            credential_subject="credential:environment",
+        )
+
+
+def _deadlines(row: store_catalog.Deployment, defaults: Deadlines) -> Deadlines:
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return Deadlines(
+        given(row.connect_s, defaults.connect_s),
+        given(row.first_byte_s, defaults.first_byte_s),
+        given(row.idle_s, defaults.idle_s),
+        given(row.total_s, defaults.total_s),
+    )

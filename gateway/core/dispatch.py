@@ -1,0 +1,197 @@
+"""The attempt loop: choose, lease, send, read the head; on a failure blame, and try another where that is safe."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from gateway.backend import Backend, Call, Reply, Target
+from gateway.core.exchange import Attempt, Exchange
+from gateway.core.head import Answer, Framing, read_head
+from gateway.core.policies import SelectionPolicy
+from gateway.core.pool import Pool, Rest
+from gateway.core.routing import Candidate
+from gateway.dialects import CODECS
+from gateway.dialects.document import with_member
+from gateway.errors import Blame, Cancelled, GatewayError, NoDeploymentAvailable, RateLimited, UpstreamError, UpstreamRefused, UpstreamTimeout
+from gateway.metrics import Metrics
+
+log = logging.getLogger(__name__)
+EXTRA_ATTEMPTS = 2
+RETRY_WINDOW_S = 10.0
+RETRY_FLOOR, RETRY_SHARE = 10, 0.2
+
+
+class RetryBudget:
+    """Bounds extra attempts to max(10, 20 % of calls) of this worker in any 10 s, so that an outage is not multiplied."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._calls: collections.deque[float] = collections.deque()
+        self._retries: collections.deque[float] = collections.deque()
+
+    def note_call(self) -> None:
+        self._calls.append(self._clock())
+        self._forget(self._calls)
+
+    def take(self) -> bool:
+        """Whether one more extra attempt may be made; counts it if so."""
+        self._forget(self._calls)
+        self._forget(self._retries)
+        if len(self._retries) >= max(RETRY_FLOOR, RETRY_SHARE * len(self._calls)):
+            return False
+        self._retries.append(self._clock())
+        return True
+
+    def _forget(self, moments: collections.deque[float]) -> None:
+        oldest = self._clock() - RETRY_WINDOW_S
+        while moments and moments[0] < oldest:
+            moments.popleft()
+
+
+class Dispatcher:
+    """Sends a call to one candidate after the other until one answers."""
+
+    def __init__(self, pool: Pool, policy: SelectionPolicy, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool, self._policy, self._metrics, self._clock = pool, policy, metrics, clock
+        self._budget = RetryBudget(clock)
+
+    def send(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Answer:
+        """The first answer that the client should see. `candidates` are in order of priority.
+
+        Raises NoDeploymentAvailable or RateLimited where nothing was fit, the mapped UpstreamError where all attempts
+        failed, Cancelled where the call was given up.
+        """
+        self._budget.note_call()
+        errors: list[UpstreamError] = []
+        untried = list(candidates)
+        while True:
+            candidate = self._choose(exchange, untried)
+            if candidate is None:
+                raise self._verdict(exchange, candidates, errors)
+            untried.remove(candidate)
+            try:
+                return self._attempt(exchange, candidate)
+            except UpstreamError as error:
+                errors.append(error)
+                last_fit = not any(self._pool.rest(other) is None for other in candidates if other is not candidate)
+                self._pool.failed(candidate, error, exchange.principal.user_id, last_fit)
+                if error.blame is Blame.CLIENT and isinstance(error, UpstreamRefused):
+                    return relayed_refusal(error)
+                if not self._may_go_on(exchange, untried, errors):
+                    raise self._verdict(exchange, candidates, errors) from error
+
+    def _choose(self, exchange: Exchange, untried: Sequence[Candidate]) -> Candidate | None:
+        fit = []
+        for candidate in untried:
+            rest = self._pool.rest(candidate)
+            if rest is None:
+                fit.append(candidate)
+            else:
+                exchange.excluded[candidate.deployment.name] = rest.reason
+        if not fit:
+            return None
+        first = fit[0].deployment.priority
+        return self._policy.choose([candidate for candidate in fit if candidate.deployment.priority == first])
+
+    def _may_go_on(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError]) -> bool:
+        error = errors[-1]
+        if not untried or not error.retryable or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
+            return False
+        if isinstance(error, UpstreamTimeout):
+            if error.phase == "total" or sum(isinstance(earlier, UpstreamTimeout) for earlier in errors) > 1:
+                return False
+            now = self._clock()  # one other deployment, if a full first-byte period is left
+            untried = [other for other in untried if exchange.started + other.deployment.deadlines.total_s - now >= other.deployment.deadlines.first_byte_s]
+        return any(self._pool.rest(other) is None for other in untried) and self._budget.take()
+
+    def _attempt(self, exchange: Exchange, candidate: Candidate) -> Answer:
+        deployment = candidate.deployment
+        attempt = Attempt(deployment.name, deployment.credential, candidate.model, self._clock())
+        exchange.attempts.append(attempt)
+        exchange.lease = self._pool.lease(candidate, exchange.principal.user_id)
+        reply: Reply | None = None
+        try:
+            call, hides_usage = prepared(exchange, candidate)
+            reply = _backend(candidate).send(call, Target(deployment.base_url, candidate.model, deployment.secret, deployment.deadlines))
+            answer = read_head(reply)
+            answer.hides_usage = hides_usage
+        except BaseException as error:
+            self._failed(exchange, attempt, reply, error)
+            raise
+        attempt.ended = exchange.first_byte = self._clock()
+        attempt.outcome, attempt.status = "answered", reply.status
+        self._metrics.attempts.labels(deployment.name, "answered").inc()
+        self._metrics.first_byte.labels(deployment.name).observe(attempt.ended - exchange.started)
+        self._pool.succeeded(candidate)
+        return answer
+
+    def _failed(self, exchange: Exchange, attempt: Attempt, reply: Reply | None, error: BaseException) -> None:
+        if reply is not None:
+            reply.close()
+        if exchange.lease is not None:
+            exchange.lease.close()
+        attempt.ended = self._clock()
+        attempt.outcome = error.code if isinstance(error, GatewayError) else "internal_error"
+        attempt.status = error.upstream_status if isinstance(error, UpstreamRefused) else None
+        self._metrics.attempts.labels(attempt.deployment, attempt.outcome).inc()
+        log.debug("attempt failed: %s", error, extra={"exchange": exchange.id, "fields": {"deployment": attempt.deployment, "outcome": attempt.outcome}})
+
+    def _verdict(self, exchange: Exchange, candidates: Sequence[Candidate], errors: Sequence[UpstreamError]) -> GatewayError:
+        """What the client is told when no attempt gave an answer."""
+        if exchange.call.cancel.reason is not None:
+            return Cancelled(exchange.call.cancel.reason)
+        rests = [rest for candidate in candidates if (rest := self._pool.rest(candidate)) is not None]
+        wait_s = max(1.0, min((rest.until for rest in rests), default=0.0) - self._clock())
+        limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 for error in errors)
+        if limited and (errors or {rest.reason for rest in rests} == {"rate_limited"}):
+            return RateLimited("Every deployment of this model is at its upstream's rate limit.", code="upstream_rate_limited", retry_after_s=min(wait_s, 3600))
+        if not errors:
+            return _none_fit(exchange, rests, wait_s)
+        return _told(errors[-1])
+
+
+def _none_fit(exchange: Exchange, rests: Sequence[Rest], wait_s: float) -> NoDeploymentAvailable:
+    waits = None if all(rest.until == float("inf") for rest in rests) else min(wait_s, 3600)
+    reasons = ", ".join(sorted({rest.reason for rest in rests}))
+    return NoDeploymentAvailable(f"No deployment of the model '{exchange.model_asked}' is available now ({reasons}).", retry_after_s=waits)
+
+
+def _told(error: UpstreamError) -> UpstreamError:
+    """The last attempt's error as the client may see it: never an upstream's 401, 402, 403 or 429."""
+    if not isinstance(error, UpstreamRefused):
+        return error
+    if error.upstream_status in (401, 402, 403):
+        return UpstreamError("The upstream refused the gateway's credential.", code="upstream_refused_credential")
+    return UpstreamError(f"The upstream failed with status {error.upstream_status}.", code="upstream_error")
+
+
+def _backend(candidate: Candidate) -> Backend:
+    backend = candidate.deployment.backend
+    if backend is None:  # routing excludes these
+        raise NoDeploymentAvailable(f"The deployment {candidate.deployment.name} has no backend.")
+    return backend
+
+
+def prepared(exchange: Exchange, candidate: Candidate) -> tuple[Call, bool]:
+    """The call as this candidate gets it, and whether a usage event must be hidden from the client because we asked for it."""
+    call, deployment = exchange.call, candidate.deployment
+    call = dataclasses.replace(call, deadline=exchange.started + deployment.deadlines.total_s)
+    edits: dict[str, object] = {}
+    if candidate.model != exchange.model_asked:
+        edits["model"] = candidate.model
+    asked = isinstance(call.fields.stream_options, dict) and call.fields.stream_options.get("include_usage") is True
+    adds_usage = call.stream and not asked and deployment.include_usage and CODECS[call.dialect].reports_usage_on_request
+    if adds_usage:
+        options = call.body.member("stream_options") if call.body.member is not None else None
+        edits["stream_options"] = with_member(options, "include_usage", True)
+    return call.edited(**edits), adds_usage
+
+
+def relayed_refusal(error: UpstreamRefused) -> Answer:
+    """The client's own mistake, told in the upstream's own words."""
+    headers = tuple((name, value) for name, value in error.headers if name not in ("content-length", "transfer-encoding"))
+    return Answer(Reply(error.upstream_status, headers, iter(()), lambda: None), Framing.WHOLE, error.body)

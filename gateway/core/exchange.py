@@ -1,0 +1,182 @@
+"""Exchange: one call's record and the owner of everything that the call acquired. OpenExchanges: those of this worker."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.backend import Call
+from gateway.core.identity import Principal
+from gateway.errors import GatewayError
+from gateway.store.catalog import Price
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Ending(enum.StrEnum):
+    """How a call ended; docs/operator.md says who pays for which."""
+
+    COMPLETE = "complete"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+
+
+class Client(Protocol):
+    """The side that asked. `on_leave` has `callback()` called once when the client goes away; `disarm` ends the watch, and may be called twice."""
+
+    def on_leave(self, callback: Callable[[], None]) -> None: ...
+    def disarm(self) -> None: ...
+
+
+class Held(Protocol):
+    """What an attempt holds; `close` gives it back, and is idempotent."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What admission agreed when the call began: the price of each candidate by deployment name, whatever changes while it runs."""
+
+    prices: Mapping[str, Price | None]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One send. `outcome` is "answered", or the code of the error; times are monotonic seconds."""
+
+    deployment: str
+    credential: str | None
+    model: str
+    started: float
+    outcome: str = "pending"
+    status: int | None = None
+    ended: float | None = None
+
+
+def new_id(now_ms: int) -> str:
+    """26 characters that sort by time: 48 bits of milliseconds and 80 random bits (the ULID's form)."""
+    number = (now_ms << 80) | secrets.randbits(80)
+    return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+@dataclass(slots=True)
+class Exchange:
+    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic."""
+
+    id: str
+    at: int
+    started: float
+    call: Call
+    principal: Principal
+    client: Client
+    endpoint: str
+    model_asked: str
+    owner: str
+    clock: Callable[[], float]
+    client_request_id: str | None = None
+    candidates: list[str] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    reservation: Reservation | None = None
+    lease: Held | None = None
+    first_byte: float | None = None
+    status: int | None = None
+    ending: Ending | None = None
+    error: str | None = None
+    amount_nano: int | None = None
+    left: bool = False
+    released: Callable[[], None] | None = None
+
+    def client_left(self) -> None:
+        """The watcher's callback: give the call up, also while the upstream is silent."""
+        self.left = True
+        self.call.cancel.fire("client_gone")
+
+    def release(self) -> None:
+        """Give back what the call acquired. Idempotent."""
+        self.client.disarm()
+        if self.lease is not None:
+            self.lease.close()
+        if self.released is not None:
+            self.released()
+            self.released = None
+
+    def milliseconds(self, moment: float | None) -> int | None:
+        """Milliseconds from the start of the call to a monotonic moment."""
+        return None if moment is None else round((moment - self.started) * 1000)
+
+    def receipt(self) -> dict[str, Any]:
+        """What happened, for the key's owner and the operator: no secret, no amount of money, no content."""
+        return {
+            "id": self.id,
+            "at": self.at,
+            "endpoint": self.endpoint,
+            "model": self.model_asked,
+            "stream": self.call.stream,
+            "candidates": self.candidates,
+            "excluded": [{"deployment": name, "reason": reason} for name, reason in self.excluded.items()],
+            "attempts": [self._attempt(attempt) for attempt in self.attempts],
+            "status": self.status,
+            "ending": self.ending,
+            "error": self.error,
+            "first_byte_ms": self.milliseconds(self.first_byte),
+            "total_ms": self.milliseconds(self.clock()),
+            "client_request_id": self.client_request_id,
+        }
+
+    def _attempt(self, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "deployment": attempt.deployment,
+            "credential": attempt.credential,
+            "model": attempt.model,
+            "outcome": attempt.outcome,
+            "status": attempt.status,
+            "ms": None if attempt.ended is None else round((attempt.ended - attempt.started) * 1000),
+        }
+
+
+class OpenExchanges:
+    """The calls under way in this worker: for drains, the metric and leak checks."""
+
+    def __init__(self, owner: str, clock: Callable[[], float] = time.monotonic, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        self._owner, self._clock, self._now_ms = owner, clock, now_ms
+        self._open: dict[str, Exchange] = {}
+
+    def begin(self, call: Call, principal: Principal, client: Client, endpoint: str, model: str, client_request_id: str | None = None) -> Exchange:
+        """Open an exchange and watch its client."""
+        at = self._now_ms()
+        exchange = Exchange(new_id(at), at, self._clock(), call, principal, client, endpoint, model, self._owner, self._clock, client_request_id)
+        exchange.released = lambda: self._end(exchange)
+        self._open[exchange.id] = exchange
+        client.on_leave(exchange.client_left)
+        return exchange
+
+    def _end(self, exchange: Exchange) -> None:
+        self._open.pop(exchange.id, None)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def give_up(self, reason: str) -> None:
+        """Cancel every call under way."""
+        for exchange in list(self._open.values()):
+            exchange.call.cancel.fire(reason)
+
+
+def ending_of(error: BaseException, exchange: Exchange) -> Ending:
+    """The ending of a call that failed before any content reached the client."""
+    if exchange.left:
+        return Ending.CLIENT_GONE
+    if not exchange.attempts:
+        return Ending.REFUSED
+    if isinstance(error, GatewayError) and error.status == 504:
+        return Ending.TIMEOUT
+    return Ending.UPSTREAM_ERROR

@@ -1,0 +1,83 @@
+"""The path of a call, on one screen: begin, route, admit, dispatch, relay; and the one exit for every failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gateway.backend import Call
+from gateway.concurrency import every
+from gateway.core.admission import Admission
+from gateway.core.catalog import Catalog
+from gateway.core.dispatch import Dispatcher
+from gateway.core.exchange import Client, Exchange, OpenExchanges
+from gateway.core.identity import Principal
+from gateway.core.ledger import Ledger
+from gateway.core.relay import Relay
+from gateway.core.routing import Router
+from gateway.metrics import Metrics
+from gateway.presence import Presence
+
+LAST_WORDS_S = 1.0
+"""How long before the end of a drain the calls that are left are given up, so that each can still say so."""
+
+
+class Gateway:
+    """Built once per worker by app.py. `start` after the fork, `drain` when the worker is told to end."""
+
+    def __init__(
+        self,
+        *,
+        exchanges: OpenExchanges,
+        router: Router,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        ledger: Ledger,
+        catalog: Catalog,
+        presence: Presence,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
+        self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
+        self._stop_gauge: Callable[[], None] | None = None
+
+    def begin(self, call: Call, principal: Principal, client: Client, endpoint: str, model: str, client_request_id: str | None = None) -> Exchange:
+        """Open the call's exchange, and watch its client. The caller passes it to `handle` next, come what may."""
+        return self.exchanges.begin(call, principal, client, endpoint, model, client_request_id)
+
+    def handle(self, exchange: Exchange) -> Relay:
+        """Answer a call. The caller iterates the Relay and closes it, whatever happens.
+
+        Raises GatewayError; the exchange is then recorded and released.
+        """
+        try:
+            candidates = self.router.candidates(exchange)
+            exchange.reservation = self.admission.admit(exchange, candidates)
+            return Relay(self.dispatcher.send(exchange, candidates), exchange, self.ledger)
+        except BaseException as error:
+            self.ledger.close(exchange, error)
+            raise
+
+    def start(self) -> None:
+        """Take this worker's presence, load the catalog, and begin to poll. Waits for no upstream."""
+        self.presence.start()
+        self.catalog.start()
+        self._stop_gauge = every(1.0, lambda: self.metrics.open.set(len(self.exchanges)), "open-exchanges")
+
+    def drain(self, deadline: float) -> None:
+        """Refuse new calls, let those under way finish until shortly before `deadline` (monotonic), then give them up."""
+        self.admission.stop()
+        while len(self.exchanges) and self._clock() < deadline - LAST_WORDS_S:
+            time.sleep(0.05)
+        self.exchanges.give_up("draining")
+        while len(self.exchanges) and self._clock() < deadline:
+            time.sleep(0.05)
+        self.close()
+
+    def close(self) -> None:
+        """End the polls and give up the presence. Idempotent."""
+        if self._stop_gauge is not None:
+            self._stop_gauge()
+        self.catalog.close()
+        self.presence.close()

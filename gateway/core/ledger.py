@@ -1,0 +1,171 @@
+"""The one place where a call's record is closed: price the usage, write the entry and the receipt in one commit, release everything.
+
+Amounts are integers of nano-dollars, prices integers of pico-dollars a token; rounded up, once a call. No float touches money.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from gateway.core.exchange import Ending, Exchange, ending_of
+from gateway.core.metering import NOTHING, Metered
+from gateway.errors import GatewayError, SettleFailed
+from gateway.metrics import Metrics
+from gateway.store.catalog import Price
+from gateway.store.database import Batched, Database
+from gateway.store.exchanges import ExchangeRow
+from gateway.store.ledger import Entry, record
+
+log = logging.getLogger(__name__)
+REFUSALS_A_MINUTE = 10
+PICO_PER_NANO = 1000
+
+
+def amount_nano(metered: Metered, price: Price | None) -> int:
+    """What the usage costs, in nano-dollars; 0 without a price. Rounded up, so that no call is free by rounding."""
+    if price is None:
+        return 0
+    pico = sum(tokens * price.rates.get(bucket, 0) for bucket, tokens in metered.usage.buckets().items())
+    return -(-pico // PICO_PER_NANO) + price.per_call_nano
+
+
+class RefusalQuota:
+    """At most 10 rows of refused calls for each key and minute; the rest is only counted."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._minute, self._taken = -1, dict[int, int]()
+
+    def take(self, key_id: int) -> bool:
+        minute = int(self._clock() // 60)
+        if minute != self._minute:
+            self._minute, self._taken = minute, {}
+        self._taken[key_id] = self._taken.get(key_id, 0) + 1
+        return self._taken[key_id] <= REFUSALS_A_MINUTE
+
+
+class Ledger:
+    """Closes exchanges, each exactly once: `settle` for calls that answered, `close` for those that failed before."""
+
+    def __init__(self, database: Database, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._metrics, self._clock = database, metrics, clock
+        self._quota = RefusalQuota(clock)
+
+    def settle(self, exchange: Exchange, ending: Ending, metered: Metered) -> None:
+        """Commit the entry; returns once it is on disk. A second call does nothing.
+
+        Raises SettleFailed where the commit failed: the complete entry is then in the log, and the end of the answer must not leave.
+        """
+        if exchange.ending is not None:
+            return
+        exchange.ending = ending
+        entry = self._entry(exchange, ending, metered)
+        exchange.amount_nano = entry.amount
+        try:
+            self._database.write(Batched(record, (entry, self._row(exchange))))
+        except Exception as error:  # whatever the database raised, the entry must not be lost
+            self._metrics.settle_failures.inc()
+            log.critical("entry not committed: %s", type(error).__name__, extra={"exchange": exchange.id, "fields": {"entry": asdict(entry)}})
+            raise SettleFailed("The answer could not be booked, so its end is withheld.") from error
+        finally:
+            self._finish(exchange)
+        self._count(entry)
+
+    def close(self, exchange: Exchange, error: BaseException) -> None:
+        """The one exit for every call that failed before an answer. Records and releases; never raises."""
+        if exchange.ending is not None:
+            return
+        exchange.status = error.status if isinstance(error, GatewayError) else 500
+        exchange.error = error.code if isinstance(error, GatewayError) else "internal_error"
+        ending = ending_of(error, exchange)
+        try:
+            if exchange.attempts:
+                self.settle(exchange, ending, NOTHING)
+            else:
+                self._refuse(exchange)
+        except SettleFailed:
+            return  # logged with its entry; nothing was charged
+        except GatewayError as failure:
+            log.warning("refusal not recorded: %s", failure, extra={"exchange": exchange.id})
+
+    def _refuse(self, exchange: Exchange) -> None:
+        exchange.ending = Ending.REFUSED
+        try:
+            if self._quota.take(exchange.principal.key_id):
+                self._database.write(Batched(record, (None, self._row(exchange))))
+            else:
+                self._metrics.refusals_unrecorded.inc()
+        finally:
+            self._finish(exchange)
+
+    def _finish(self, exchange: Exchange) -> None:
+        exchange.release()
+        self._metrics.exchanges.labels(str(exchange.ending), str(exchange.status)).inc()
+        self._metrics.duration.observe(self._clock() - exchange.started)
+        answered = exchange.attempts[-1].deployment if exchange.attempts else None
+        line = {
+            "key": exchange.principal.key_id,
+            "model": exchange.model_asked,
+            "endpoint": exchange.endpoint,
+            "status": exchange.status,
+            "ending": exchange.ending,
+            "error": exchange.error,
+            "deployment": answered,
+            "attempts": len(exchange.attempts),
+            "first_byte_ms": exchange.milliseconds(exchange.first_byte),
+            "total_ms": exchange.milliseconds(self._clock()),
+            "amount_nano": exchange.amount_nano,
+        }
+        log.info("exchange", extra={"exchange": exchange.id, "fields": line})
+
+    def _count(self, entry: Entry) -> None:
+        for bucket, count in entry.usage.buckets().items():
+            if count:
+                self._metrics.tokens.labels(bucket).inc(count)
+        self._metrics.amount.inc(entry.amount)
+        for flag in (*entry.flags, *entry.usage.flags):
+            self._metrics.flagged.labels(flag).inc()
+
+    def _row(self, exchange: Exchange) -> ExchangeRow:
+        return ExchangeRow(
+            id=exchange.id,
+            owner=exchange.owner,
+            api_key=exchange.principal.key_id,
+            user=exchange.principal.user_id,
+            model=exchange.model_asked,
+            status=exchange.status or 0,
+            ending=str(exchange.ending),
+            receipt=json.dumps(exchange.receipt()),
+            at=exchange.at,
+        )
+
+    def _entry(self, exchange: Exchange, ending: Ending, metered: Metered) -> Entry:
+        attempt = exchange.attempts[-1]
+        price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation else None
+        amount = amount_nano(metered, price) if metered is not NOTHING or ending is Ending.COMPLETE else 0
+        return Entry(
+            exchange=exchange.id,
+            kind="usage",
+            attempt=len(exchange.attempts),
+            api_key=exchange.principal.key_id,
+            user=exchange.principal.user_id,
+            amount=amount,
+            cost=amount,
+            usage=metered.usage,
+            flags=("unpriced",) if price is None else (),
+            rates=dict(price.rates) if price else {},
+            price=price.id if price else None,
+            ending=str(ending),
+            usage_source=str(metered.source),
+            model_asked=exchange.model_asked,
+            model_served=attempt.model,
+            deployment=attempt.deployment,
+            credential=attempt.credential,
+            first_byte_ms=exchange.milliseconds(exchange.first_byte),
+            total_ms=exchange.milliseconds(self._clock()) or 0,
+            at=exchange.at,
+        )

@@ -1,0 +1,296 @@
+"""Relay: the answer's bytes to the client, and the call's one settlement.
+
+The server iterates, writes the final chunk, and only then calls `close()`. So `__next__` settles: before the terminal event,
+before the block that completes a known length, else before the StopIteration. `close()` settles what ended early. Server-sent
+events leave in whole events only: an error event can follow at any moment, and nobody reads half an event.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Callable
+
+from gateway.concurrency import after
+from gateway.core.exchange import Ending, Exchange
+from gateway.core.head import Answer, Framing
+from gateway.core.ledger import Ledger
+from gateway.core.metering import NOTHING, from_events, metered, whole
+from gateway.dialects import CHAT_CODECS, CODECS, sse
+from gateway.dialects.events import Usage
+from gateway.errors import Cancelled, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
+
+log = logging.getLogger(__name__)
+EVENT_BYTES = 1 << 20
+"""A longer event is passed on in pieces, unless it is the terminal one."""
+TERMINAL_EVENT_BYTES = 64 << 20
+LINGER_S = 1.0
+"""How long an upstream may stay open after its terminal event; then its connection is closed instead of used again."""
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+class Relay:
+    """An iterator of bytes with `close`. `status` and `headers` are final when it is built."""
+
+    def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger) -> None:
+        self._answer, self._exchange, self._ledger = answer, exchange, ledger
+        self._codec = CODECS[exchange.call.dialect]
+        self._chunks, self._pending = answer.reply.chunks, deque[bytes]([answer.head] if answer.head else [])
+        self._rest = b""
+        self._usage_events = b""
+        self._delivered_bytes = self._delivered_events = 0
+        self._terminal = self._finished = self._broke_event = self._over = False
+        self._stop_lingering: Callable[[], None] | None = None
+        self.status = exchange.status = answer.reply.status
+        self.headers = answer.reply.headers
+        self._step = {Framing.EVENTS: self._events, Framing.WHOLE: self._stored, Framing.COUNTED: self._counted, Framing.OPEN: self._open}[answer.framing]
+        if answer.framing is Framing.WHOLE:
+            self._settle_whole(answer.head)
+
+    @property
+    def body(self) -> bytes | None:
+        """The whole body where it is in hand (and settled); None for what streams."""
+        return self._answer.head if self._answer.framing is Framing.WHOLE else None
+
+    @property
+    def length(self) -> int | None:
+        """The content-length of an answer that streams with one."""
+        return self._answer.length if self._answer.framing is Framing.COUNTED else None
+
+    def __iter__(self) -> Relay:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._over:
+            raise StopIteration
+        return self._step()
+
+    def close(self) -> None:
+        """Abort the upstream and settle what ended early: the client left, or the server could not write to it. Idempotent."""
+        self._over = True
+        if self._stop_lingering is not None:
+            self._stop_lingering()
+        self._answer.reply.close()
+        if self._exchange.ending is None:
+            self._settle_quietly(Ending.CLIENT_GONE)
+
+    # whole answers
+
+    def _settle_whole(self, body: bytes) -> None:
+        if self.status >= 400:
+            self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
+        else:
+            usage = self._answer.reply.usage() or whole(self._exchange.call.dialect, body)
+            self._ledger.settle(self._exchange, Ending.COMPLETE, metered(usage, self._exchange.call, len(body), 0))
+
+    def _stored(self) -> bytes:
+        if not self._pending:
+            self._over = True
+            raise StopIteration
+        return self._pending.popleft()
+
+    # answers of bytes
+
+    def _counted(self) -> bytes:
+        block = self._pull_or_break()
+        self._delivered_bytes += len(block)
+        if self._delivered_bytes >= self._answer.length:
+            self._settle_or_break(Ending.COMPLETE)
+        return block
+
+    def _open(self) -> bytes:
+        try:
+            block = self._pull_or_break()
+        except StopIteration:
+            self._settle_or_break(Ending.COMPLETE)
+            raise
+        self._delivered_bytes += len(block)
+        return block
+
+    def _pull_or_break(self) -> bytes:
+        """The next block. What goes wrong is raised, so that the server breaks the connection and writes no clean end."""
+        try:
+            return self._pull()
+        except StopIteration:
+            self._over = True
+            raise
+        except Exception as error:
+            self._over = True
+            self._settle_quietly(self._ending_of(error))
+            if self._exchange.left:
+                raise StopIteration from None
+            raise
+
+    def _settle_or_break(self, ending: Ending) -> None:
+        try:
+            self._settle(ending)
+        except SettleFailed:
+            self._over = True
+            raise
+
+    # server-sent events
+
+    def _events(self) -> bytes:
+        while True:
+            if self._terminal:
+                return self._after_terminal()
+            try:
+                block = self._pull()
+            except StopIteration:
+                return self._ended()
+            except Exception as error:
+                return self._broken(error)
+            if ready := self._take(block):
+                return ready
+
+    def _take(self, block: bytes) -> bytes:
+        """What of the buffered bytes may leave now; b"" where an event is still incomplete."""
+        buffer = self._rest + block if self._rest else block
+        boundary = sse.last_boundary(buffer)
+        events, self._rest = buffer[:boundary], buffer[boundary:]
+        if len(self._rest) > EVENT_BYTES:
+            events += self._overlong()
+        if not events:
+            return b""
+        if _USAGE.search(events):
+            self._note_usage(events)
+        if self._answer.hides_usage and _NO_CHOICES.search(events):
+            events = b"".join(raw for raw in sse.split(events) if not _only_usage(raw))
+        self._finished = self._finished or _FINISHED.search(events) is not None
+        self._delivered_events += events.count(b"\n\n")
+        if self._codec.terminal_candidate.search(events):
+            return self._split_terminal(events)
+        return events
+
+    def _overlong(self) -> bytes:
+        """The part of an overlong event that leaves: nothing of one that looks terminal, up to a bound."""
+        if self._codec.terminal_candidate.search(self._rest[:4096]) and len(self._rest) < TERMINAL_EVENT_BYTES:
+            return b""
+        if not self._broke_event and _USAGE.search(self._rest):
+            log.warning("usage in an event of over 1 MB is not read", extra={"exchange": self._exchange.id})
+        piece, self._rest, self._broke_event = self._rest, b"", True
+        return piece
+
+    def _note_usage(self, events: bytes) -> None:
+        last = b""
+        for raw in sse.split(events):
+            if _USAGE.search(raw):
+                last = raw
+        self._usage_events = last
+
+    def _split_terminal(self, events: bytes) -> bytes:
+        """Everything before the terminal event leaves now; the rest is queued behind the settlement."""
+        before: list[bytes] = []
+        after = list(sse.split(events))
+        while after and not self._codec.is_terminal(sse.parse(after[0])):
+            before.append(after.pop(0))
+        if after:
+            self._terminal = True
+            self._pending.clear()
+            self._rest = b"".join(after) + self._rest
+            return b"".join(before) or self._after_terminal()
+        return events
+
+    def _after_terminal(self) -> bytes:
+        if self._exchange.ending is None:
+            try:
+                self._settle(Ending.COMPLETE)
+            except SettleFailed as error:
+                self._over = True
+                return self._error_event(error)
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            return rest
+        if self._stop_lingering is None:
+            self._stop_lingering = after(LINGER_S, lambda: self._exchange.call.cancel.fire("complete"))
+        try:
+            return self._pull()  # what little follows; reading to the end also lets the connection be used again
+        except StopIteration:
+            self._over = True
+            raise
+        except Exception as error:
+            self._over = True
+            log.debug("after the terminal event: %s", error, extra={"exchange": self._exchange.id})
+            raise StopIteration from None
+
+    def _ended(self) -> bytes:
+        """The upstream ended cleanly, but without the terminal event."""
+        if self._finished and not self._rest and self._one_choice():
+            self._over = True
+            try:
+                self._settle(Ending.COMPLETE)
+            except SettleFailed as error:
+                return self._error_event(error)
+            raise StopIteration
+        return self._broken(UpstreamInterrupted("The upstream's stream ended before it was complete."))
+
+    def _one_choice(self) -> bool:
+        return self._exchange.call.dialect in CHAT_CODECS and self._exchange.call.fields.n in (None, 1)
+
+    def _broken(self, error: Exception) -> bytes:
+        self._over = True
+        self._settle_quietly(self._ending_of(error))
+        self._answer.reply.close()
+        if self._exchange.left:
+            raise StopIteration
+        if isinstance(error, GatewayError):
+            return self._error_event(error)
+        log.error("stream broke: %s", type(error).__name__, exc_info=error, extra={"exchange": self._exchange.id})
+        return self._error_event(GatewayError("The gateway failed in the middle of the answer."))
+
+    def _error_event(self, error: GatewayError) -> bytes:
+        message = error.message if not isinstance(error, Cancelled) else "The gateway is shutting down; the answer is incomplete."
+        told = {"message": message, "type": error_type(error.status), "param": None, "code": error.code, "exchange": self._exchange.id}
+        return (b"\n\n" if self._broke_event else b"") + self._codec.error_event(told)
+
+    # both
+
+    def _pull(self) -> bytes:
+        """The next block that is not a tick. Raises StopIteration, UpstreamError, Cancelled."""
+        if self._pending:
+            return self._pending.popleft()
+        while True:
+            block = next(self._chunks)
+            if block:
+                return block
+
+    def _ending_of(self, error: Exception) -> Ending:
+        self._exchange.error = error.code if isinstance(error, GatewayError) else "internal_error"
+        if self._exchange.left:
+            return Ending.CLIENT_GONE
+        if isinstance(error, UpstreamTimeout):
+            return Ending.TIMEOUT
+        return Ending.UPSTREAM_TRUNCATED if isinstance(error, UpstreamError | Cancelled) else Ending.UPSTREAM_ERROR
+
+    def _settle(self, ending: Ending) -> None:
+        usage: Usage | None = self._answer.reply.usage() or from_events(self._exchange.call.dialect, self._usage_events)
+        self._ledger.settle(self._exchange, ending, metered(usage, self._exchange.call, self._delivered_bytes, self._delivered_events))
+
+    def _settle_quietly(self, ending: Ending) -> None:
+        """Where the client already sees that the answer is not whole: a failed commit is in the log, and changes nothing."""
+        try:
+            self._settle(ending)
+        except SettleFailed as error:
+            log.debug("%s", error, extra={"exchange": self._exchange.id})
+
+
+def _only_usage(raw: bytes) -> bool:
+    """Whether this event is the one that `include_usage` adds: no choices, and a usage."""
+    data = sse.parse(raw).data
+    if data is None or b'"usage"' not in data:
+        return False
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `type` for a status."""
+    names = {400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+    return names.get(status, "invalid_request_error" if status < 500 else "server_error")

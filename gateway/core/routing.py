@@ -1,0 +1,66 @@
+"""Routing: which deployments may answer a call, from the snapshot alone, without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.core.catalog import Catalog, Deployment
+from gateway.core.exchange import Exchange
+from gateway.errors import BadRequest, ModelNotFound, NoDeploymentAvailable, PermissionDenied
+from gateway.store.catalog import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment that may answer. `model` is the name it knows the model by; `price` is the one in force when the call began."""
+
+    deployment: Deployment
+    model: str
+    price: Price | None
+
+
+class Router:
+    """`unpriced` is "free" or "refuse": what becomes of a candidate without a price."""
+
+    def __init__(self, catalog: Catalog, unpriced: str) -> None:
+        self._catalog, self._unpriced = catalog, unpriced
+
+    def candidates(self, exchange: Exchange) -> list[Candidate]:
+        """Every deployment that may answer, by priority. Notes on the exchange who was excluded and why.
+
+        Raises ModelNotFound, PermissionDenied, BadRequest where no deployment of the model serves the endpoint,
+        and NoDeploymentAvailable where each has a problem of its own.
+        """
+        model, call = exchange.model_asked, exchange.call
+        snapshot = self._catalog.snapshot
+        deployments = snapshot.find(model)
+        if not deployments:
+            raise ModelNotFound(f"The model '{model}' does not exist here; GET /v1/models lists those that your key may use.", param="model")
+        if not exchange.principal.may_use(model):
+            raise PermissionDenied(f"Your key may not use the model '{model}'.", code="model_not_allowed", param="model")
+        found = [Candidate(item, item.upstream_name(model), snapshot.price(item.upstream_name(model), exchange.at)) for item in deployments]
+        exchange.candidates = [candidate.deployment.name for candidate in found]
+        for candidate in found:
+            if reason := self._exclusion(candidate, call.dialect):
+                exchange.excluded[candidate.deployment.name] = reason
+        usable = [candidate for candidate in found if candidate.deployment.name not in exchange.excluded]
+        if not usable:
+            raise _nothing_usable(model, exchange)
+        return sorted(usable, key=lambda candidate: candidate.deployment.priority)
+
+    def _exclusion(self, candidate: Candidate, dialect: str) -> str:
+        deployment = candidate.deployment
+        if deployment.problem or deployment.backend is None:
+            return "unusable"
+        if dialect not in deployment.backend.dialects:
+            return "endpoint_not_served"
+        return "no_price" if candidate.price is None and self._unpriced == "refuse" else ""
+
+
+def _nothing_usable(model: str, exchange: Exchange) -> Exception:
+    reasons = set(exchange.excluded.values())
+    if reasons == {"endpoint_not_served"}:
+        return BadRequest(f"The model '{model}' does not serve {exchange.endpoint}.", code="endpoint_not_served", param="model")
+    if "no_price" in reasons:
+        return PermissionDenied(f"The model '{model}' has no price, and this gateway refuses unpriced models.", code="model_not_priced", param="model")
+    return NoDeploymentAvailable(f"No deployment of the model '{model}' is usable; the operator finds the reason with `gateway doctor`.")

@@ -1,0 +1,221 @@
+"""The doctor: looks at everything that a working gateway needs and says what is wrong and what to do. Changes nothing, calls no upstream."""
+
+from __future__ import annotations
+
+import enum
+import http.client
+import resource
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway import plugins
+from gateway.core.catalog import Snapshot
+from gateway.errors import SettingsError, StoreUnavailable
+from gateway.operations.routes import loaded_catalog
+from gateway.operations.server import CannotServe, check_address, missing_secrets, revealed
+from gateway.secrets import Secrets, SecretsError, load_secrets
+from gateway.settings import Settings
+from gateway.store import accounts, catalog, ledger
+from gateway.store.database import CannotOpen, Database, SchemaMismatch
+from gateway.store.pools import credential_place
+
+OPEN_FILES = 8192
+"""A streamed call holds two sockets; below this limit a busy worker runs out of file descriptors."""
+DAY_MS = 86_400_000
+SAMPLE = 10_000
+"""How many entries of the last day are looked at."""
+
+
+class Verdict(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `text` is one line."""
+
+    verdict: Verdict
+    subject: str
+    text: str
+
+
+def ok(subject: str, text: str) -> Finding:
+    return Finding(Verdict.OK, subject, text)
+
+
+def warning(subject: str, text: str) -> Finding:
+    return Finding(Verdict.WARNING, subject, text)
+
+
+def problem(subject: str, text: str) -> Finding:
+    return Finding(Verdict.PROBLEM, subject, text)
+
+
+def examine(settings: Settings, open_database: Callable[[Settings], Database], at: int) -> Iterator[Finding]:
+    """Every finding, in an order in which they can be put right; `at` is now, in Unix milliseconds."""
+    yield from _settings(settings)
+    yield from _directories(settings)
+    yield from _address(settings)
+    yield from _open_files()
+    yield from _plugins()
+    secrets, finding = _secrets(settings)
+    yield finding
+    database = open_database(settings)
+    try:
+        yield from _database(settings, database, secrets, at)
+    finally:
+        database.close()
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    yield from (warning("settings", text) for text in settings.warnings)
+    if not settings.warnings:
+        yield ok("settings", "every setting is known and well formed")
+
+
+def _directories(settings: Settings) -> Iterator[Finding]:
+    for setting, path in (("GATEWAY_DATA_DIR", settings.data_dir.resolve()), ("GATEWAY_SECRETS_DIR", settings.secrets_path)):
+        if not path.is_dir():
+            yield warning("directories", f"{setting} {path} does not exist; `gateway migrate` makes it")
+        elif _open_to_others(path):
+            yield warning("directories", f"{setting} {path} is open to other users; chmod 700 {path}")
+        else:
+            yield ok("directories", f"{setting} {path}")
+
+
+def _open_to_others(path: Path) -> bool:
+    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+
+
+def _address(settings: Settings) -> Iterator[Finding]:
+    place = f"port {settings.port} on {settings.host}"
+    try:
+        check_address(settings.host, settings.port)
+    except CannotServe as error:
+        yield ok("address", f"a gateway answers at {place}") if _answers(settings) else problem("address", str(error))
+    else:
+        yield ok("address", f"{place} is free")
+
+
+def _answers(settings: Settings) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104: compared, not bound
+    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        return response.status == 200 and b"alive" in response.read(1000)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _open_files() -> Iterator[Finding]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        yield warning("open files", f"{soft} at once (ulimit -n) are enough for about {soft // 2 - 50} calls; for more: ulimit -n {OPEN_FILES * 8}")
+    else:
+        yield ok("open files", f"{soft} at once (ulimit -n)")
+
+
+def _plugins() -> Iterator[Finding]:
+    for group in (plugins.BACKENDS, plugins.POLICIES):
+        broken = [plugin for plugin in plugins.listing(group) if plugin.problem]
+        yield from (warning("plugins", plugin.problem) for plugin in broken)
+        if not broken:
+            yield ok("plugins", f"every plugin of {group} can be loaded")
+
+
+def _secrets(settings: Settings) -> tuple[Secrets | None, Finding]:
+    try:
+        secrets = load_secrets(settings.secrets_path, revealed(settings.master_key), revealed(settings.pepper), create=False)
+    except SecretsError as error:
+        missing = missing_secrets(settings)
+        new = missing.master is not None and missing.pepper is not None and not settings.data_dir.exists()
+        return None, problem("secrets", "there are none yet; `gateway migrate` makes them" if new else str(error))
+    return secrets, ok("secrets", "they can be read, by this user only")
+
+
+def _database(settings: Settings, database: Database, secrets: Secrets | None, at: int) -> Iterator[Finding]:
+    try:
+        pending = database.pending()
+    except (SchemaMismatch, SettingsError) as error:
+        yield problem("database", str(error))
+        return
+    except StoreUnavailable as error:
+        yield problem("database", str(error.__cause__ if isinstance(error.__cause__, CannotOpen) else error))
+        return
+    if pending:
+        yield problem("database", f"{len(pending)} migrations are pending; run `gateway migrate`")
+        return
+    yield ok("database", f"{database} is up to date")
+    yield from _accounts(database)
+    if secrets is not None:
+        yield from _catalog(settings, database, secrets, at)
+    yield from _entries(database, at)
+
+
+def _accounts(database: Database) -> Iterator[Finding]:
+    keys = database.read(accounts.list_keys)
+    if not keys:
+        yield warning("keys", "there is no API key yet: gateway user create NAME, then gateway key create --user NAME")
+    else:
+        yield ok("keys", f"{len(keys)} API keys")
+
+
+def _catalog(settings: Settings, database: Database, secrets: Secrets, at: int) -> Iterator[Finding]:
+    yield from _credentials(database, secrets)
+    loaded, backends = loaded_catalog(database, secrets.vault, settings)
+    try:
+        yield from _models(loaded.snapshot)
+        yield from _prices(loaded.snapshot, settings.unpriced, at)
+    finally:
+        backends.close()
+
+
+def _credentials(database: Database, secrets: Secrets) -> Iterator[Finding]:
+    for credential in database.read(catalog.load).credentials:
+        try:
+            secrets.vault.open(credential.sealed, credential_place(credential.id))
+        except SecretsError as error:
+            yield problem("credentials", f"{credential.label}: {error}; `gateway credential replace {credential.label}` puts it right")
+        else:
+            yield ok("credentials", f"{credential.label} can be read")
+
+
+def _models(snapshot: Snapshot) -> Iterator[Finding]:
+    if not snapshot.deployments:
+        yield warning("models", "there are no models yet: gateway deployment create NAME --model MODEL --backend BACKEND")
+    for model, deployments in snapshot.deployments.items():
+        for deployment in deployments:
+            if deployment.problem:
+                yield problem("deployments", f"{deployment.name} of the model {model} cannot be used: {deployment.problem}")
+            else:
+                yield ok("deployments", f"{deployment.name} of the model {model}")
+        if not deployments:
+            yield warning("models", f"{model} has no deployment that is enabled")
+
+
+def _prices(snapshot: Snapshot, unpriced: str, at: int) -> Iterator[Finding]:
+    """A glob counts as priced where one price covers whatever it matches."""
+    effect = "its calls are refused" if unpriced == "refuse" else "its calls are free and flagged"
+    found = problem if unpriced == "refuse" else warning
+    names = {deployment.upstream_name(model) for model, deployments in snapshot.deployments.items() for deployment in deployments}
+    without = sorted(name for name in names if snapshot.price(name, at) is None)
+    yield from (found("prices", f"{name} has no price ({effect}): gateway price set '{name}' --input USD --output USD") for name in without)
+    if not without:
+        yield ok("prices", "every model has a price")
+
+
+def _entries(database: Database, at: int) -> Iterator[Finding]:
+    entries = database.read(lambda: ledger.entries(at - DAY_MS, at + DAY_MS, 0, SAMPLE))
+    free = [entry for entry in entries if entry.price is None]
+    if free:
+        models = ", ".join(sorted({entry.model_served for entry in free})[:5])
+        yield warning("ledger", f"{len(free)} of {len(entries)} calls of the last 24 hours were booked without a price ({models})")
+    else:
+        yield ok("ledger", f"{len(entries)} calls in the last 24 hours, none without a price")

@@ -1,0 +1,93 @@
+"""Prices: USD in decimal text to whole pico-dollars and nano-dollars and back, exactly; a float never comes near them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gateway.dialects.events import BUCKETS
+from gateway.errors import BadRequest
+from gateway.operations.names import check_model_name
+from gateway.store import catalog
+from gateway.store.catalog import Price
+from gateway.store.database import Conflict, Database
+
+PICO_DIGITS = 6
+"""One USD for a million tokens is 10^12 pico-USD for 10^6 tokens: a rate has at most 6 decimal places."""
+NANO_DIGITS = 9
+WHOLE_DIGITS = 6
+"""A price of a million USD or more is a slip of the keyboard, and would let an amount outgrow 64 bits."""
+FOLLOWS: Mapping[str, str] = {
+    "cache_read": "input_uncached",
+    "cache_write_5m": "input_uncached",
+    "cache_write_1h": "input_uncached",
+    "audio_in": "input_uncached",
+    "image_in": "input_uncached",
+    "reasoning": "output_text",
+    "audio_out": "output_text",
+}
+"""The bucket whose rate applies where a price names none of its own: buckets are disjoint, and a missing rate would be a silent zero."""
+_DECIMAL = re.compile(r"(\d+)(?:\.(\d+))?\Z", re.ASCII)
+
+
+def pico_per_token(usd_per_million: str) -> int:
+    """ "2.50" (USD per million tokens) is 2_500_000 pico-USD a token. Raises BadRequest."""
+    return _scaled(usd_per_million, PICO_DIGITS)
+
+
+def nano_usd(usd: str) -> int:
+    """ "0.01" (USD) is 10_000_000 nano-USD. Raises BadRequest."""
+    return _scaled(usd, NANO_DIGITS)
+
+
+def _scaled(text: str, digits: int) -> int:
+    match = _DECIMAL.match(text)
+    if match is None:
+        raise BadRequest(f"{text!r} is not a price: write a decimal number such as 2.50, without a sign or an exponent")
+    whole, fraction = match[1].lstrip("0"), (match[2] or "").rstrip("0")
+    if len(whole) > WHOLE_DIGITS:
+        raise BadRequest(f"{text} is too large for a price: it must be below a million USD")
+    if len(fraction) > digits:
+        raise BadRequest(f"{text} is too fine: a price here has at most {digits} decimal places")
+    return int((whole or "0") + fraction.ljust(digits, "0"))
+
+
+def usd_per_million(pico: int) -> str:
+    """The inverse of `pico_per_token`, with at least two decimal places."""
+    return _decimal(pico, PICO_DIGITS)
+
+
+def usd(nano: int) -> str:
+    """Nano-USD as USD, exactly, with at least two decimal places."""
+    return _decimal(nano, NANO_DIGITS)
+
+
+def _decimal(amount: int, digits: int) -> str:
+    whole, fraction = divmod(abs(amount), 10**digits)
+    return f"{'-' if amount < 0 else ''}{whole}.{str(fraction).zfill(digits).rstrip('0').ljust(2, '0')}"
+
+
+def completed(rates: Mapping[str, int]) -> dict[str, int]:
+    """A rate for every bucket: the named ones, else the one that FOLLOWS names, else 0."""
+    return {bucket: rates.get(bucket, rates.get(FOLLOWS.get(bucket, bucket), 0)) for bucket in BUCKETS}
+
+
+def set_price(database: Database, model: str, rates: Mapping[str, int], at: int, *, per_call_nano: int = 0, valid_from: int | None = None) -> Price:
+    """`model` is the upstream's name or a glob, `rates` pico-USD per token by bucket, `valid_from` Unix milliseconds (now).
+
+    Earlier prices stay: they hold for the time before. Raises BadRequest, and Conflict for a second price from the same moment.
+    """
+    check_model_name(model)
+    since = at if valid_from is None else valid_from
+
+    def add() -> Price:
+        if any(price.model == model and price.valid_from == since for price in catalog.list_prices()):
+            raise Conflict(f"there is a price of {model} from that very moment already")
+        return catalog.add_price(model, since, completed(rates), at, per_call_nano=per_call_nano, source="operator")
+
+    return database.write(add)
+
+
+def list_prices(database: Database) -> list[Price]:
+    """By model, newest first."""
+    return sorted(database.read(catalog.list_prices), key=lambda price: (price.model, -price.valid_from))

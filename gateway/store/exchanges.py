@@ -1,0 +1,45 @@
+"""What became of each call, with its receipt. Carries no money; retention may delete it. To be called inside a work of `Database`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+from gateway.store.engine import executemany, insert_sql
+from gateway.store.models import ExchangeTableRow, database, storable
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """`receipt` is JSON text. `api_key` and `user` are ids, None where the call was refused before they were known."""
+
+    id: str
+    owner: str | None
+    api_key: int | None
+    user: int | None
+    model: str | None
+    status: int
+    ending: str
+    receipt: str
+    at: int
+
+
+_NAMES = [item.name for item in fields(ExchangeRow)]
+_UPSERT = insert_sql("exchange", _NAMES, "(id) DO UPDATE SET " + ", ".join(f'"{name}" = excluded."{name}"' for name in _NAMES[1:]))
+
+
+def save(rows: Sequence[ExchangeRow]) -> None:
+    """Insert, or replace what is stored under the same id."""
+    executemany(database, _UPSERT, [storable(astuple(row)) for row in rows])
+
+
+def find_exchange(exchange_id: str) -> ExchangeRow | None:
+    (clean,) = storable((exchange_id,))
+    row = ExchangeTableRow.get_or_none(ExchangeTableRow.id == clean)
+    return None if row is None else ExchangeRow(*(getattr(row, name) for name in _NAMES))
+
+
+def delete_before(at: int, limit: int) -> int:
+    """Delete at most `limit` rows older than `at`, the oldest first. Returns how many went."""
+    oldest = ExchangeTableRow.select(ExchangeTableRow.id).where(ExchangeTableRow.at < at).order_by(ExchangeTableRow.at).limit(limit)
+    return int(ExchangeTableRow.delete().where(ExchangeTableRow.id.in_(oldest)).execute())

@@ -1,0 +1,239 @@
+"""The schema on one page. Rows stay inside the store: query functions turn them into frozen values.
+
+`migrations/` holds the same schema as it grew; a test proves that both agree. Times are milliseconds since 1970 UTC,
+money is nano-USD, prices are pico-USD per token. `database` is bound once per process by `Database.bind`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from peewee import (
+    AutoField,
+    BigAutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    DatabaseProxy,
+    DoubleField,
+    ForeignKeyField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+database = DatabaseProxy()
+
+
+class JsonField(TextField):
+    """JSON kept as text: the same on both engines, and integers of any size come back as integers."""
+
+    def db_value(self, value: Any) -> str | None:
+        return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+    def python_value(self, value: str | None) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def storable(values: Sequence[Any]) -> tuple[Any, ...]:
+    """The same values, with the characters replaced that a database refuses: clients choose some of them (a model's name)."""
+    return tuple(value.encode("utf-8", "replace").decode().replace("\0", "\ufffd") if isinstance(value, str) else value for value in values)
+
+
+class Row(Model):
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+
+class GenerationRow(Row):
+    """One row, id 1. Raised in the transaction of every change that a worker's snapshot must follow."""
+
+    id = AutoField()
+    value = BigIntegerField()
+
+    class Meta:
+        table_name = "generation"
+
+
+class UserRow(Row):
+    id = AutoField()
+    name = TextField(unique=True)
+    created_at = BigIntegerField()
+    disabled_at = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "user"
+
+
+class ApiKeyRow(Row):
+    """`models`: names or globs that the key may use, none for all. `successor`: the key that a rotation put in its place."""
+
+    id = AutoField()
+    user = ForeignKeyField(UserRow)
+    label = TextField()
+    hash = TextField(unique=True)
+    prefix = TextField()
+    suffix = TextField()
+    models = JsonField()
+    created_at = BigIntegerField()
+    expires_at = BigIntegerField(null=True)
+    revoked_at = BigIntegerField(null=True)
+    successor = ForeignKeyField("self", null=True)
+
+    class Meta:
+        table_name = "api_key"
+
+
+class PoolRow(Row):
+    id = AutoField()
+    name = TextField(unique=True)
+
+    class Meta:
+        table_name = "pool"
+
+
+class CredentialRow(Row):
+    """`version` is raised when the secret is replaced; `hint` is the last 4 characters of the secret."""
+
+    id = AutoField()
+    pool = ForeignKeyField(PoolRow)
+    label = TextField(unique=True)
+    sealed = BlobField()
+    hint = TextField()
+    version = IntegerField()
+    created_at = BigIntegerField()
+    disabled_at = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "credential"
+
+
+class ModelRow(Row):
+    """`name` is exact or a glob; `on_client_gone` is "cancel" or "drain"."""
+
+    id = AutoField()
+    name = TextField(unique=True)
+    on_client_gone = TextField()
+    created_at = BigIntegerField()
+
+    class Meta:
+        table_name = "model"
+
+
+class DeploymentRow(Row):
+    """A deadline that is null is the settings' default. The lower `priority` is tried first."""
+
+    id = AutoField()
+    name = TextField(unique=True)
+    model = ForeignKeyField(ModelRow)
+    backend = TextField()
+    base_url = TextField()
+    upstream_model = TextField(null=True)
+    credential = ForeignKeyField(CredentialRow, null=True)
+    priority = IntegerField()
+    weight = IntegerField()
+    connect_s = DoubleField(null=True)
+    first_byte_s = DoubleField(null=True)
+    idle_s = DoubleField(null=True)
+    total_s = DoubleField(null=True)
+    include_usage = BooleanField()
+    options = JsonField()
+    enabled = BooleanField()
+    created_at = BigIntegerField()
+
+    class Meta:
+        table_name = "deployment"
+
+
+class PriceRow(Row):
+    """`model` is the upstream's name, exact or a glob; `rates` maps a bucket to pico-USD per token."""
+
+    id = AutoField()
+    model = TextField()
+    valid_from = BigIntegerField()
+    rates = JsonField()
+    per_call_nano = BigIntegerField()
+    source = TextField()
+    created_at = BigIntegerField()
+
+    class Meta:
+        table_name = "price"
+        indexes = ((("model", "valid_from"), True),)
+
+
+class ExchangeTableRow(Row):
+    """What became of a call, without money; retention may delete it. No foreign keys, for that reason."""
+
+    id = TextField(primary_key=True)
+    owner = TextField(null=True)
+    api_key = BigIntegerField(null=True)
+    user = BigIntegerField(null=True)
+    model = TextField(null=True)
+    status = IntegerField()
+    ending = TextField()
+    receipt = TextField()
+    at = BigIntegerField(index=True)
+
+    class Meta:
+        table_name = "exchange"
+        indexes = ((("api_key", "at"), False),)
+
+
+class EntryRow(Row):
+    """The ledger: append-only, triggers refuse UPDATE and DELETE. A row with `corrects` is a correction of that entry."""
+
+    id = BigAutoField()
+    exchange = TextField()
+    kind = TextField()
+    attempt = IntegerField()
+    corrects = ForeignKeyField("self", null=True)
+    api_key = BigIntegerField()
+    user = BigIntegerField()
+    team = BigIntegerField(null=True)
+    amount = BigIntegerField()
+    cost = BigIntegerField()
+    input_uncached = BigIntegerField()
+    cache_read = BigIntegerField()
+    cache_write_5m = BigIntegerField()
+    cache_write_1h = BigIntegerField()
+    audio_in = BigIntegerField()
+    image_in = BigIntegerField()
+    output_text = BigIntegerField()
+    reasoning = BigIntegerField()
+    audio_out = BigIntegerField()
+    usage_raw = TextField(null=True)
+    flags = TextField()
+    rates = TextField()
+    price = BigIntegerField(null=True)
+    ending = TextField()
+    usage_source = TextField()
+    model_asked = TextField()
+    model_served = TextField()
+    deployment = TextField()
+    credential = TextField(null=True)
+    first_byte_ms = BigIntegerField(null=True)
+    total_ms = BigIntegerField()
+    at = BigIntegerField(index=True)
+
+    class Meta:
+        table_name = "entry"
+        indexes = ((("api_key", "at"), False), (("user", "at"), False))
+
+
+EntryRow.add_index(EntryRow.exchange, EntryRow.kind, EntryRow.attempt, unique=True, where=EntryRow.corrects.is_null(), name="entry_original")
+
+MODELS: tuple[type[Row], ...] = (
+    GenerationRow,
+    UserRow,
+    ApiKeyRow,
+    PoolRow,
+    CredentialRow,
+    ModelRow,
+    DeploymentRow,
+    PriceRow,
+    ExchangeTableRow,
+    EntryRow,
+)

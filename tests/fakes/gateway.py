@@ -1,0 +1,206 @@
+"""The gateway as it really runs: gunicorn in a process of its own, on a free port, with a database of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.operations.server import prepare
+from gateway.secrets import Secrets, key_prefix, key_suffix, mint_key
+from gateway.settings import Settings
+from gateway.store import accounts, catalog, exchanges, ledger, pools
+from gateway.store.database import Database
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(slots=True)
+class Answer:
+    """What an HTTP client of the simplest kind sees."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class RunningGateway:
+    """Use as a context manager. `environment` adds settings; `database_url` defaults to SQLite in `directory`."""
+
+    directory: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    database_url: str | None = None
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+    key: str = ""
+    database: Database = field(init=False)
+    secrets: Secrets = field(init=False)
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/v1"
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "gateway.log"
+
+    def settings_environment(self) -> dict[str, str]:
+        own = {"GATEWAY_PORT": str(self.port), "GATEWAY_DATA_DIR": str(self.directory / "data"), "GATEWAY_LOG_LEVEL": "debug", "GATEWAY_DRAIN_S": "3"}
+        if self.database_url:
+            own["DATABASE_URL"] = self.database_url
+        return own | self.environment
+
+    def prepare(self) -> None:
+        """Migrate, seed, and make a user with a key: `self.key`."""
+        settings = Settings.load(self.settings_environment(), self.directory)
+        self.database = Database(settings.database)
+        self.database.bind()
+        self.secrets = prepare(settings, self.database, now()).secrets
+        user = self.write(lambda: accounts.create_user("tester", now()))
+        self.key = self.new_key(user.id)
+
+    def write(self, work: Any) -> Any:
+        self.database.bind()
+        return self.database.write(work)
+
+    def read(self, work: Any) -> Any:
+        self.database.bind()
+        return self.database.read(work)
+
+    def new_key(self, user_id: int, models: tuple[str, ...] = (), expires_at: int | None = None) -> str:
+        key = mint_key()
+        digest = self.secrets.hasher.hash(key)
+        self.write(
+            lambda: accounts.create_key(
+                user_id, digest, now(), label="test", prefix=key_prefix(key), suffix=key_suffix(key), models=models, expires_at=expires_at
+            )
+        )
+        return key
+
+    def new_user(self, name: str) -> int:
+        return int(self.write(lambda: accounts.create_user(name, now())).id)
+
+    def deploy(self, model: str, base_url: str, *, name: str | None = None, secret: str = "sk-upstream-secret", price: int | None = 1000, **fields: Any) -> str:
+        """A model served by an OpenAI-like upstream; each deployment has a credential of its own. `price` is pico-dollars for every token."""
+        name = name or model.replace("*", "any").replace("/", "-")
+
+        def work() -> None:
+            at = now()
+            row = catalog.find_model(model) or catalog.create_model(model, at)
+            place = pools.credential_place
+            credential = pools.create_credential(f"{name}-key", secret[-4:], at, lambda id: self.secrets.vault.seal(secret, place(id)))
+            catalog.create_deployment(name, row.id, "openai", at, base_url=base_url, credential_id=credential.id, **fields)
+            upstream = fields.get("upstream_model") or model
+            if price is not None and not any(known.model == upstream for known in catalog.list_prices()):
+                rates = dict.fromkeys(("input_uncached", "cache_read", "output_text", "reasoning", "audio_in", "audio_out", "image_in"), price)
+                catalog.add_price(upstream, 0, rates, at, source="test")
+
+        self.write(work)
+        return name
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_", "DATABASE_URL"))}
+        environment |= self.settings_environment() | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.directory, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{self.log_path.read_text()[-4000:]}")
+            try:
+                if self.get("/readyz", key=None).status == 200:
+                    return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError(f"the gateway is not ready:\n{self.log_path.read_text()[-4000:]}")
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Ends the server; its exit status."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(sig)
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait(5)
+
+    def __enter__(self) -> RunningGateway:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.database.close()
+
+    # a client
+
+    def get(self, path: str, key: str | None = "", headers: Mapping[str, str] | None = None) -> Answer:
+        return self.request("GET", path, None, key, headers)
+
+    def post(self, path: str, body: Any, key: str | None = "", headers: Mapping[str, str] | None = None) -> Answer:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.request("POST", path, raw, key, {"content-type": "application/json"} | dict(headers or {}))
+
+    def request(self, method: str, path: str, body: bytes | None, key: str | None = "", headers: Mapping[str, str] | None = None) -> Answer:
+        sent = dict(headers or {})
+        if key is not None:
+            sent["authorization"] = f"Bearer {key or self.key}"
+        asked = urllib.request.Request(self.root + path, data=body, method=method, headers=sent)
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
+
+    # what the ledger knows
+
+    def entry(self, exchange_id: str) -> ledger.Entry | None:
+        found: ledger.Entry | None = self.read(lambda: ledger.find_entry(exchange_id))
+        return found
+
+    def entries(self) -> list[ledger.Entry]:
+        return list(self.read(lambda: ledger.entries(0, 2**62, 0, 10_000)))
+
+    def exchange(self, exchange_id: str) -> exchanges.ExchangeRow | None:
+        found: exchanges.ExchangeRow | None = self.read(lambda: exchanges.find_exchange(exchange_id))
+        return found
+
+    def wait_entries(self, count: int, timeout_s: float = 5.0) -> list[ledger.Entry]:
+        """At least `count` entries, or all there are when the time is up."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.entries()) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000
