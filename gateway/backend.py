@@ -7,6 +7,7 @@ who is called and what is done with the outcome; docs/backend.md writes one in 3
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from gateway.dialects import CHAT_CODECS
 from gateway.dialects.document import Fields
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Usage
-from gateway.errors import Cancelled
+from gateway.errors import Cancelled, UpstreamInterrupted, UpstreamTimeout
 
 Headers = tuple[tuple[str, str], ...]
 """Header fields in order; names are lower case."""
@@ -219,34 +220,61 @@ class ChatBackend(Backend):
 
     @abstractmethod
     def chat(self, request: ChatRequest, target: Target) -> Iterator[ChatEvent]:
-        """Yield the answer's events; the last is Finished. Raises UpstreamError; called once per attempt."""
+        """Yield the answer's events; the last is Finished. Raises UpstreamError; called once per attempt.
+
+        Until the first event is there, another upstream may still be tried. Between events the gateway looks whether the
+        call was given up or is past its total deadline; then, and at the end, it calls `close` on what was returned (a
+        generator's `finally` runs). The implementer keeps the target's other deadlines, and waits no longer than those.
+        """
 
     def send(self, call: Call, target: Target) -> Reply:
         codec = CHAT_CODECS[call.dialect]
         request = codec.request(call.document())
-        seen: list[Usage | None] = [None]
-        events = _watched(self.chat(request, target), call.cancel, seen)
         encoder = codec.encoder(target.model, int(time.time()), request)
-        if not request.stream:
-            body = encoder.whole(events)
-            headers: Headers = (("content-type", "application/json"), ("content-length", str(len(body))))
-            return Reply(200, headers, iter((body,)), _nothing, lambda: seen[0])
-        chunks = encoder.stream(events)
-        return Reply(200, (("content-type", "text/event-stream; charset=utf-8"),), chunks, chunks.close, lambda: seen[0])
+        answer = _Answer(self.chat(request, target), call, self.services.clock)
+        try:
+            if request.stream:
+                chunks = encoder.stream(itertools.chain((next(answer),), answer))  # a refusal is raised here, not behind a status of 200
+                return Reply(200, (("content-type", "text/event-stream; charset=utf-8"),), chunks, answer.close, answer.usage)
+            body = encoder.whole(answer)
+        except BaseException:
+            answer.close()
+            raise
+        answer.close()
+        return Reply(200, (("content-type", "application/json"), ("content-length", str(len(body)))), iter((body,)), answer.close, answer.usage)
 
 
-def _nothing() -> None:
-    return None
+class _Answer:
+    """The events of a ChatBackend up to Finished, given up when the call is. `close` closes what the backend returned."""
 
+    def __init__(self, events: Iterator[ChatEvent], call: Call, clock: Callable[[], float]) -> None:
+        self._events, self._call, self._clock = events, call, clock
+        self._finished: Finished | None = None
 
-def _watched(events: Iterator[ChatEvent], cancel: Cancellation, seen: list[Usage | None]) -> Iterator[ChatEvent]:
-    """The same events, given up when the call is; the usage of the last is put into `seen`."""
-    for event in events:
-        if cancel.reason is not None:
-            raise Cancelled(cancel.reason)
+    def __iter__(self) -> Iterator[ChatEvent]:
+        return self
+
+    def __next__(self) -> ChatEvent:
+        if self._finished is not None:
+            raise StopIteration
+        event = next(self._events, None)
+        if self._call.cancel.reason is not None:
+            raise Cancelled(self._call.cancel.reason)
+        if self._clock() >= self._call.deadline:
+            raise UpstreamTimeout("The call took longer than it may.", phase="total")
+        if event is None:
+            raise UpstreamInterrupted("The answer ended before it was complete.")
         if isinstance(event, Finished):
-            seen[0] = event.usage
-        yield event
+            self._finished = event
+        return event
+
+    def usage(self) -> Usage | None:
+        return None if self._finished is None else self._finished.usage
+
+    def close(self) -> None:
+        close: Callable[[], None] | None = getattr(self._events, "close", None)
+        if close is not None:
+            close()
 
 
 @runtime_checkable

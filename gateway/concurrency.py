@@ -7,6 +7,7 @@ can be read. Callbacks of the last two run in a greenlet (or thread) of their ow
 
 from __future__ import annotations
 
+import _thread
 import collections
 import contextlib
 import select
@@ -14,8 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar, cast
 
 T = TypeVar("T")
@@ -39,10 +39,10 @@ _PLAIN_POOL = ThreadPoolExecutor(max_workers=8, thread_name_prefix="offload")
 def offload(fn: Callable[[], T], timeout_s: float | None = None) -> T:
     """Run `fn` in a native thread and wait for it without stalling the hub. Raises what `fn` raises, or OffloadTimeout."""
     if not patched():
-        try:
-            return _PLAIN_POOL.submit(fn).result(timeout_s)
-        except FutureTimeout as error:
-            raise OffloadTimeout from error
+        future = _PLAIN_POOL.submit(fn)
+        if not wait([future], timeout_s).done:
+            raise OffloadTimeout
+        return future.result()
     import gevent  # optional outside a server: see the module's docstring
 
     result = gevent.get_hub().threadpool.spawn(_outcome, fn)
@@ -176,8 +176,6 @@ class NativeWorker:
 
 def _native(name: str) -> Any:
     """`_thread`'s own function, whatever was patched."""
-    import _thread
-
     if patched():
         from gevent import monkey  # optional outside a server
 

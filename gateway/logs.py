@@ -11,9 +11,10 @@ from typing import Any, TextIO
 
 LOGGER = "gateway"
 _SECRET_FORMS = re.compile(
-    r"(?i)(?<![A-Za-z0-9])(?:gw_[a-z]+_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-.]+)"
+    # JSON has been written by then: what stands before a secret may be the letter of an escaped line break.
+    r"(?i)(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))(?:gw_[a-z]+_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-.]+)"
     r"|(?:bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}"
-    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"|(?<=://)[^/\s\"\\]+(?=@)"
 )
 REDACTED = "[redacted]"
 
@@ -22,11 +23,14 @@ class Redactor:
     """Takes out secrets of a known form (our keys, OpenAI's, JWTs, Authorization values, passwords in URLs) and known values."""
 
     def __init__(self) -> None:
-        self._values: set[str] = set()
+        self._values: tuple[str, ...] = ()
 
     def learn(self, *secrets: str) -> None:
         """Never show these again. Values of fewer than 8 characters are too common to search for and are passed over."""
-        self._values.update(secret for secret in secrets if len(secret) >= 8)
+        known = {secret for secret in secrets if len(secret) >= 8}
+        forms = known | {json.dumps(secret)[1:-1] for secret in known} | set(self._values)
+        # The longest first, or a shorter one within it would leave its rest; replaced whole, since other threads are reading it.
+        self._values = tuple(sorted(forms, key=len, reverse=True))
 
     def __call__(self, text: str) -> str:
         for value in self._values:

@@ -6,7 +6,6 @@ Built-ins take the stranger's road: they are named by strings and imported only 
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -49,14 +48,14 @@ def resolve(group: str, name: str) -> type:
 
 
 def _entry_points(group: str) -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group=group)}
+    """The first of each name, as `listing` says."""
+    return {point.name: point.value for point in reversed(tuple(entry_points(group=group)))}
 
 
 def _load(name: str, target: str) -> type:
-    module_name, _, attribute = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a stranger's import may raise anything; the rest of the gateway goes on
+        found = EntryPoint(name=name, value=target, group="").load()
+    except (Exception, SystemExit) as error:  # a stranger's import may raise anything; the rest of the gateway goes on
         raise PluginError(f"'{name}' ({target}) cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(found, type):
         raise PluginError(f"'{name}' ({target}) is not a class.")
@@ -65,8 +64,15 @@ def _load(name: str, target: str) -> type:
 
 def listing(group: str) -> list[Plugin]:
     """Every plugin that can be named, built-ins first; a broken one with its reason."""
-    built_in = [_listed(name, target, "") for name, target in BUILTIN[group].items()]
-    return built_in + [_listed(point.name, point.value, _distribution(point)) for point in entry_points(group=group) if point.name not in BUILTIN[group]]
+    found = [_listed(name, target, "") for name, target in BUILTIN[group].items()]
+    taken = set(BUILTIN[group])
+    for point in entry_points(group=group):
+        if point.name in taken:
+            found.append(Plugin(point.name, point.value, _distribution(point), f"the name '{point.name}' is taken by another plugin"))
+        else:
+            found.append(_listed(point.name, point.value, _distribution(point)))
+        taken.add(point.name)
+    return found
 
 
 def _distribution(point: EntryPoint) -> str:

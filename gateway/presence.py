@@ -5,9 +5,11 @@ What a worker owns (holds, leases, journals) carries its owner id; whoever finds
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,31 +24,44 @@ class Presence:
     def start(self) -> None:
         """Take the lock, and remove the files of owners that are gone. Called once in each worker, after the fork."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(self._directory / self.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in self._directory.iterdir():
-            if path.name != self.owner and not self.alive(path.name):
-                path.unlink(missing_ok=True)
+        path = self._directory / self.owner
+        while self._file is None:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits for whoever is just asking, which is over in microseconds
+            if os.fstat(file).st_nlink:
+                self._file = file
+            else:  # another worker removed it between the two lines
+                os.close(file)
+        for other in self._directory.iterdir():
+            # Removed under its lock, or a worker that is just starting would find itself without its file.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(other, fcntl.LOCK_EX):
+                other.unlink()
 
     def alive(self, owner: str) -> bool:
         """Whether the worker with this id still runs on this host."""
         if owner == self.owner and self._file is not None:
             return True
         try:
-            file = os.open(self._directory / owner, os.O_RDWR | os.O_CLOEXEC)
+            with _locked(self._directory / owner, fcntl.LOCK_SH):  # shared: those who ask do not take each other for the owner
+                return False
         except FileNotFoundError:
             return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        else:
-            return False
-        finally:
-            os.close(file)
 
     def close(self) -> None:
         if self._file is not None:
             (self._directory / self.owner).unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Hold the lock of an existing file for a moment. Raises BlockingIOError where its owner holds it, FileNotFoundError."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,7 @@ from gateway.errors import SettingsError
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.lstrip("+-").isdecimal() or not low <= int(text) <= high:
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not low <= int(text) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(text)
 
@@ -48,9 +50,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+_BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[^\s?#]*)?", re.ASCII)
+
+
 def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+    if not _BASE_URL.fullmatch(text) or urlsplit(text).port == 0:
         raise ValueError("must be an http:// or https:// URL without user name, query or fragment")
     return text.rstrip("/")
 
@@ -73,8 +77,8 @@ def _token(text: str) -> Secret:
     return Secret(text)
 
 
-def _setting(name: str, default: Any, parse: Callable[[str], Any]) -> Any:
-    return dataclasses.field(default=default, metadata={"name": name, "parse": parse})
+def _setting(name: str, default: Any, parse: Callable[[str], Any], *, shown: bool = True) -> Any:
+    return dataclasses.field(default=default, repr=shown, metadata={"name": name, "parse": parse})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Settings:
     data_dir: Path = _setting("GATEWAY_DATA_DIR", Path("data"), Path)
     secrets_dir: Path | None = _setting("GATEWAY_SECRETS_DIR", None, Path)
     run_dir: Path | None = _setting("GATEWAY_RUN_DIR", None, Path)
-    database_url: str | None = _setting("DATABASE_URL", None, _database_url)
+    database_url: str | None = _setting("DATABASE_URL", None, _database_url, shown=False)  # it may hold a password
     master_key: Secret | None = _setting("GATEWAY_MASTER_KEY", None, _token)
     pepper: Secret | None = _setting("GATEWAY_PEPPER", None, _token)
     openai_api_key: Secret | None = _setting("OPENAI_API_KEY", None, Secret)
@@ -118,12 +122,12 @@ class Settings:
         problems: list[str] = []
         values: dict[str, str] = {}
         for name in (".env", ".env.local"):
-            found = {key: value for key, value in dotenv_values(directory / name, interpolate=False).items() if value}
+            found = _file(directory / name, problems)
             problems += [f"{name}: {_unknown(key)}" for key in found if key.startswith("GATEWAY_") and key not in NAMES]
             values |= found
         warnings = [_unknown(key) for key in environment if key.startswith("GATEWAY_") and key not in NAMES and key not in CLIENT_NAMES]
-        values |= {key: value for key, value in environment.items() if value}
-        parsed = _parse(values, problems, warnings)
+        values |= {key: value for key, value in environment.items() if value.strip() and not _is_service_link(key, value, warnings)}
+        parsed = _parse(values, problems)
         settings = cls(**parsed, warnings=tuple(warnings))
         problems += _contradictions(settings)
         if problems:
@@ -142,14 +146,15 @@ class Settings:
     @property
     def secrets_path(self) -> Path:
         """Beside the data directory, never inside it: who copies the data has not copied the keys."""
-        return (self.secrets_dir or self.data_dir.with_name(self.data_dir.name + "-secrets")).resolve()
+        data = self.data_dir.resolve()
+        return (self.secrets_dir or data.parent / (data.name + "-secrets")).resolve()
 
     @property
     def run_path(self) -> Path:
         return (self.run_dir or self.data_dir / "run").resolve()
 
 
-_FIELDS = {field.metadata["name"]: field for field in dataclasses.fields(Settings) if "name" in field.metadata}
+_FIELDS = MappingProxyType({field.metadata["name"]: field for field in dataclasses.fields(Settings) if "name" in field.metadata})
 NAMES: frozenset[str] = frozenset(_FIELDS)
 CLIENT_NAMES = frozenset({"GATEWAY_KEY"})
 """What a client's shell may hold: the key that the printed curl line uses."""
@@ -160,14 +165,27 @@ def _unknown(name: str) -> str:
     return f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _parse(values: Mapping[str, str], problems: list[str], warnings: list[str]) -> dict[str, Any]:
+def _file(path: Path, problems: list[str]) -> dict[str, str]:
+    try:
+        return {key: value for key, value in dotenv_values(path, interpolate=False).items() if value and value.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}")
+        return {}
+
+
+def _is_service_link(name: str, value: str, warnings: list[str]) -> bool:
+    """Whether Kubernetes put this value into the environment, for a service that is called "gateway"."""
+    is_link = name in NAMES and name.startswith("GATEWAY_") and value.startswith(("tcp://", "udp://"))
+    if is_link:
+        warnings.append(f"{name} is ignored: its value looks like a Kubernetes service link")
+    return is_link
+
+
+def _parse(values: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     parsed = {}
     for name, field in _FIELDS.items():
         text = values.get(name, "").strip()
         if not text:
-            continue
-        if name.startswith("GATEWAY_") and text.startswith(("tcp://", "udp://")):
-            warnings.append(f"{name} is ignored: its value looks like a Kubernetes service link")
             continue
         try:
             parsed[field.name] = field.metadata["parse"](text)

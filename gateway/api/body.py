@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
+import mmap
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from gateway.backend import Body
 from gateway.concurrency import after, offload
@@ -24,7 +23,7 @@ BLOCK = 64 << 10
 OFFLOAD_BYTES = 1 << 20
 DOCUMENT_BYTES = 4 << 20
 """A translated call builds the whole document, and is limited to this size."""
-LINGER_BYTES, LINGER_S = 64 << 10, 1.0
+LINGER_BYTES, LINGER_S = 64 << 20, 2.0
 _READ = "gateway.body_read"
 
 
@@ -77,29 +76,35 @@ def json_body(document: Document, members: Mapping[str, Any]) -> Body:
 
 
 def _form(environ: dict[str, Any], content_type: str, settings: Settings) -> Received:
-    # A file of mode 0600 without a name, gone with its last reader: the body is read again at each attempt.
-    spool = tempfile.SpooledTemporaryFile(max_size=OFFLOAD_BYTES)  # noqa: SIM115
-    size = 0
-    for block in _blocks(environ, settings.upload_limit, settings.body_s):
-        size += len(block)
-        spool.write(block)
-    read_at = _reader(spool)
-    form = offload(lambda: multipart.read(read_at, size, content_type)) if size > OFFLOAD_BYTES else multipart.read(read_at, size, content_type)
+    content = _spooled(_blocks(environ, settings.upload_limit, settings.body_s))
+    size = len(content)
+
+    def scan() -> multipart.Form:
+        return multipart.read(lambda offset, length: content[offset : offset + length], size, content_type)
+
+    form = offload(scan) if size > OFFLOAD_BYTES else scan()
     return Received(_form_body(form, {}), form.fields, content_type, _no_document)
+
+
+def _spooled(blocks: Iterator[bytes]) -> bytes | mmap.mmap:
+    """All blocks, to be read at any offset and by several attempts at once: in memory up to 1 MB, else in a file of mode 0600
+    without a name. The file is gone with the last who can read it."""
+    held = bytearray()
+    for block in blocks:
+        held += block
+        if len(held) > OFFLOAD_BYTES:
+            break
+    else:
+        return bytes(held)
+    with tempfile.TemporaryFile() as file:
+        file.write(held)
+        file.writelines(blocks)
+        file.flush()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _no_document() -> Mapping[str, Any]:
     raise BadRequest("This model takes no forms.")
-
-
-def _reader(spool: Any) -> multipart.ReadAt:
-    """Random access without a shared position, so that a retry can read while an earlier attempt still does."""
-    spool.flush()
-    inner: BinaryIO = spool._file  # SpooledTemporaryFile has no public way to tell where it keeps its bytes
-    if isinstance(inner, io.BytesIO):
-        content = inner.getbuffer()
-        return lambda offset, length: bytes(content[offset : offset + length])
-    return lambda offset, length: os.pread(spool.fileno(), length, offset)
 
 
 def _form_body(form: multipart.Form, members: Mapping[str, Any]) -> Body:
@@ -151,25 +156,28 @@ def _stop_reading(environ: Mapping[str, Any], timed_out: list[bool]) -> None:
             sock.shutdown(socket.SHUT_RD)
 
 
-def finish_connection(environ: dict[str, Any]) -> None:
-    """Before an answer to a request whose body was not read to its end: have the connection closed after it, and take in
-    a little of the rest, so that the client reads the answer instead of a reset. Bounded in bytes and time."""
+def breaks_off(environ: dict[str, Any]) -> bool:
+    """Whether a request is answered before its body was read to its end. If so, has its connection closed after the answer."""
     has_body = environ.get("HTTP_TRANSFER_ENCODING") or (environ.get("CONTENT_LENGTH") or "0") != "0"
     if environ.get(_READ) or not has_body:
-        return
-    environ[_READ] = True
+        return False
     if (force_close := environ.get("gateway.force_close")) is not None:
         force_close()
-    timed_out: list[bool] = []
-    cancel = after(LINGER_S, lambda: _stop_reading(environ, timed_out))
-    try:
-        deadline, taken = time.monotonic() + LINGER_S, 0
-        while taken < LINGER_BYTES and time.monotonic() < deadline:
-            block = environ["wsgi.input"].read(BLOCK)
+    return True
+
+
+def linger(environ: Mapping[str, Any]) -> None:
+    """After the answer to such a request: say that no more comes, and take in what the client still sends, within bounds.
+    A connection that is closed with bytes unread is reset, and the client would never read the answer."""
+    sock: socket.socket | None = environ.get("gunicorn.socket")
+    if sock is None:
+        return
+    deadline, taken = time.monotonic() + LINGER_S, 0
+    with contextlib.suppress(OSError):  # the client is gone, or late
+        sock.shutdown(socket.SHUT_WR)
+        while taken < LINGER_BYTES and (left_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            block = sock.recv(BLOCK)
             if not block:
-                break
+                return
             taken += len(block)
-    except Exception as error:  # as in _read_block; the connection ends anyway
-        environ["gateway.body_error"] = type(error).__name__
-    finally:
-        cancel()

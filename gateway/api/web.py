@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from gateway.api.body import Received, finish_connection, read_body
+from gateway.api.body import Received, breaks_off, linger, read_body
 from gateway.backend import Call, Cancellation, Headers
 from gateway.concurrency import watch_readable
 from gateway.core.exchange import Exchange, new_id
@@ -229,5 +230,6 @@ def _unexpected(error: Exception) -> Response:
 
 
 def _finish_connection(response: Response) -> Response:
-    finish_connection(request.environ)
+    if breaks_off(request.environ):
+        response.call_on_close(partial(linger, request.environ))
     return response

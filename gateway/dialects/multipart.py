@@ -1,4 +1,8 @@
-"""A multipart form as it was received: where its small fields stand, and edits by splicing. Source: RFC 7578, RFC 2046 section 5.1."""
+"""A multipart form as it was received: where its small fields stand, and edits by splicing. Source: RFC 7578, RFC 2046 section 5.1.
+
+Read strictly: where parsers differ (text around the form, folded or repeated headers, encoded names), the upstream could
+read another model than the one that was authorised here. No client of today writes such forms.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,14 @@ ReadAt = Callable[[int, int], bytes]
 WINDOW = 256 << 10
 MAX_PARTS = 200
 PART_HEAD_BYTES = 8 << 10
+END_BYTES = 4
 FIELD_BYTES = 1 << 10
-_NAME = re.compile(rb';[ \t]*name="?((?:[^"\\\r\n;]|\\.)*)"?', re.IGNORECASE)
-_FILENAME = re.compile(rb";[ \t]*filename\*?=", re.IGNORECASE)
-_BOUNDARY = re.compile(r'boundary="?([A-Za-z0-9\'()+_,./:=? -]{1,70})"?', re.IGNORECASE)
+"""The longest value that is read: `model` and `stream` are shorter."""
+_READ_FIELDS = ("model", "stream")
+_PARAMETER = re.compile(r';[ \t]*([A-Za-z0-9_*-]+)=(?:"((?:[^"\\\r\n]|\\.)*)"|([^\s;"\\]*))[ \t]*')
+_BOUNDARY = re.compile(r"[A-Za-z0-9'()+_,./:=? -]{0,69}[A-Za-z0-9'()+_,./:=?-]")
+_HEADER = re.compile(r"([!-9;-~]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]*)")
+_PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,53 +70,98 @@ class Form:
 
 def read(read_at: ReadAt, size: int, content_type: str) -> Form:
     """Scan a form without holding it in memory. Raises BadRequest where it is malformed, or repeats `model` or `stream`."""
-    match = _BOUNDARY.search(content_type)
-    if match is None:
-        raise BadRequest("The Content-Type of a form must be multipart/form-data with a boundary.")
+    boundary = _boundary(content_type)
     spans: dict[str, Span] = {}
-    boundary = match[1].strip().encode()
     for name, span in _parts(read_at, size, b"--" + boundary):
-        if name in spans and name in ("model", "stream"):
+        if name in spans and name in _READ_FIELDS:
             raise BadRequest(f"The field '{name}' stands twice in the form.", param=name)
         spans[name] = span
-    model, stream = (_value(read_at, spans.get(name)) for name in ("model", "stream"))
-    fields = Fields(model=model, stream={"true": True, "false": False}.get((stream or "").lower()))
+    model, stream = (_value(read_at, name, spans.get(name)) for name in _READ_FIELDS)
+    if stream is not None and stream.lower() not in ("true", "false"):
+        raise BadRequest("'stream' must be true or false.", param="stream")
+    fields = Fields(model=model, stream=None if stream is None else stream.lower() == "true")
     check_fields(fields)
     return Form(read_at, size, boundary, fields, spans)
 
 
-def _value(read_at: ReadAt, span: Span | None) -> str | None:
-    if span is None or span.end - span.start > FIELD_BYTES:
+def _boundary(content_type: str) -> bytes:
+    kind, parameters = _header_value(content_type)
+    boundary = parameters.get("boundary", "")
+    if kind != "multipart/form-data" or not _BOUNDARY.fullmatch(boundary) or not parameters.keys() <= {"boundary", "charset"}:
+        raise BadRequest("The Content-Type of a form must be multipart/form-data with a boundary of 1 to 70 characters.")
+    return boundary.encode()
+
+
+def _header_value(text: str) -> tuple[str, dict[str, str]]:
+    """A header's value in lower case up to the first semicolon, and its parameters, names in lower case."""
+    text = text.rstrip("; \t")
+    kind, _, _ = text.partition(";")
+    at, parameters = len(kind), dict[str, str]()
+    while at < len(text):
+        match = _PARAMETER.match(text, at)
+        if match is None or match[1].lower() in parameters:
+            raise BadRequest("The form is malformed: a header's parameters cannot be read.")
+        parameters[match[1].lower()] = match[3] if match[2] is None else match[2]
+        at = match.end()
+    return kind.strip().lower(), parameters
+
+
+def _value(read_at: ReadAt, name: str, span: Span | None) -> str | None:
+    if span is None:
         return None
-    return read_at(span.start, span.end - span.start).decode("utf-8", "replace")
+    if span.end - span.start > FIELD_BYTES:
+        raise BadRequest(f"The field '{name}' is too long.", param=name)
+    try:
+        return str(read_at(span.start, span.end - span.start), "utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest(f"The field '{name}' is not valid UTF-8.", param=name) from None
 
 
 def _parts(read_at: ReadAt, size: int, delimiter: bytes) -> Iterator[tuple[str, Span]]:
+    """The fields that are not files, in order."""
     at = 0
-    if read_at(0, len(delimiter)) != delimiter:
-        at = _find(read_at, size, b"\r\n" + delimiter, 0) + 2
-    for _ in range(MAX_PARTS):
+    if read_at(at, len(delimiter)) != delimiter:
+        raise BadRequest("The form is malformed: it does not begin with its boundary.")
+    for _ in range(MAX_PARTS + 1):
         at += len(delimiter)
-        if read_at(at, 2) == b"--":
-            return
-        head_start = _find(read_at, size, b"\r\n", at, PART_HEAD_BYTES)
-        head_end = head_start if read_at(head_start, 4) == b"\r\n\r\n" else _find(read_at, size, b"\r\n\r\n", head_start, PART_HEAD_BYTES)
+        mark = read_at(at, 2)
+        if mark == b"--":
+            return _check_end(read_at(at + 2, END_BYTES + 1))
+        head_end = _find(read_at, size, b"\r\n\r\n", at, PART_HEAD_BYTES)
+        if mark != b"\r\n" or head_end == at:
+            raise BadRequest("The form is malformed: a part does not begin with a line end and its headers.")
         body_end = _find(read_at, size, b"\r\n" + delimiter, head_end + 2)
-        head = read_at(head_start, head_end - head_start)
-        name = _field_name(head)
-        if name is not None:
+        if body_end < head_end + 4:
+            raise BadRequest("The form is malformed: a part ends within its headers.")
+        name, is_file = _part(read_at(at + 2, head_end - at - 2))
+        if not is_file:
             yield name, Span(head_end + 4, body_end)
+        elif name in _READ_FIELDS:
+            raise BadRequest(f"The field '{name}' must not be a file.", param=name)
         at = body_end + 2
     raise BadRequest(f"The form has more than {MAX_PARTS} parts.")
 
 
-def _field_name(head: bytes) -> str | None:
-    """The name of a part that is not a file."""
-    line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
-    name = _NAME.search(line)
-    if name is None or _FILENAME.search(line):
-        return None
-    return name[1].decode("utf-8", "replace")
+def _check_end(rest: bytes) -> None:
+    if len(rest) > END_BYTES or rest.strip(b"\r\n"):
+        raise BadRequest("The form is malformed: something follows its end.")
+
+
+def _part(head: bytes) -> tuple[str, bool]:
+    """A part's name, and whether it is a file."""
+    headers: dict[str, str] = {}
+    for line in head.decode("utf-8", "replace").split("\r\n"):
+        match = _HEADER.fullmatch(line)
+        if match is None or match[1].lower() in headers:
+            raise BadRequest("The form is malformed: a part's headers cannot be read.")
+        headers[match[1].lower()] = match[2]
+    kind, parameters = _header_value(headers.get("content-disposition", ""))
+    name = parameters.get("name", "")
+    if kind != "form-data" or not name or "\\" in name or "name*" in parameters:
+        raise BadRequest("The form is malformed: a part has no plain name.")
+    if headers.get("content-transfer-encoding", "binary").strip().lower() not in _PLAIN_ENCODINGS:
+        raise BadRequest("The form is malformed: a part has a transfer encoding.")
+    return name, bool({"filename", "filename*"} & parameters.keys())
 
 
 def _find(read_at: ReadAt, size: int, needle: bytes, start: int, limit: int | None = None) -> int:

@@ -44,7 +44,8 @@ def usage(document: Mapping[str, Any]) -> Usage | None:
 
 def _buckets(raw: Mapping[str, Any], prompt: str, answer: str) -> Usage:
     counts = _Counts()
-    total_in, total_out = counts.count(raw, f"{prompt}_tokens"), counts.count(raw, f"{answer}_tokens")
+    total_in = counts.count(raw, f"{prompt}_tokens")
+    total_out = _answered(raw.get("total_tokens"), total_in, counts.count(raw, f"{answer}_tokens"), counts)
     details_in = raw.get(f"{prompt}_tokens_details") or raw.get("input_token_details")
     details_out = raw.get(f"{answer}_tokens_details")
     cached, audio_in = counts.count(details_in, "cached_tokens"), counts.count(details_in, "audio_tokens")
@@ -68,3 +69,12 @@ def _buckets(raw: Mapping[str, Any], prompt: str, answer: str) -> Usage:
         raw=raw,
         flags=tuple(sorted(counts.flags)),
     )
+
+
+def _answered(stated: Any, total_in: int, total_out: int, counts: _Counts) -> int:
+    """The answer's tokens. Some providers leave the reasoning out of these, but not out of `stated`, the total of the call."""
+    if stated is None or stated == total_in + total_out:
+        return total_out
+    counts.flags.add("inconsistent")
+    plausible = isinstance(stated, int) and not isinstance(stated, bool) and stated <= MAX_TOKENS
+    return max(total_out, stated - total_in) if plausible else total_out

@@ -184,16 +184,16 @@ def _checked(wishes: Wishes) -> DeploymentFields:
         if wishes.upstream_model:
             check_model_name(wishes.upstream_model)
         fields["upstream_model"] = wishes.upstream_model or None
-    for name in _NUMBERS:
-        value = getattr(wishes, name)
+    for number in _NUMBERS:
+        value = getattr(wishes, number)
         if value is not None and not 0 <= value <= MAX_NUMBER:
-            raise BadRequest(f"the {name} must be from 0 to {MAX_NUMBER}")
+            raise BadRequest(f"the {number} must be from 0 to {MAX_NUMBER}")
     for name in (*_NUMBERS, *_SWITCHES):
         if getattr(wishes, name) is not None:
             fields[name] = getattr(wishes, name)
-    for name in _DEADLINES:
-        if getattr(wishes, name) is not None:
-            fields[name] = _deadline(name, getattr(wishes, name))
+    for deadline in _DEADLINES:
+        if getattr(wishes, deadline) is not None:
+            fields[deadline] = _deadline(deadline, getattr(wishes, deadline))
     return fields
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from gateway import plugins
 from gateway.core.catalog import Snapshot
-from gateway.errors import SettingsError, StoreUnavailable
+from gateway.errors import PluginError, SettingsError, StoreUnavailable
 from gateway.operations.routes import loaded_catalog
-from gateway.operations.server import CannotServe, check_address, missing_secrets, revealed
+from gateway.operations.server import NotReady, check_address, check_policy, missing_secrets, reachable_host, revealed
 from gateway.secrets import Secrets, SecretsError, load_secrets
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, ledger
@@ -61,7 +61,7 @@ def examine(settings: Settings, open_database: Callable[[Settings], Database], a
     yield from _directories(settings)
     yield from _address(settings)
     yield from _open_files()
-    yield from _plugins()
+    yield from _plugins(settings)
     secrets, finding = _secrets(settings)
     yield finding
     database = open_database(settings)
@@ -95,15 +95,14 @@ def _address(settings: Settings) -> Iterator[Finding]:
     place = f"port {settings.port} on {settings.host}"
     try:
         check_address(settings.host, settings.port)
-    except CannotServe as error:
+    except NotReady as error:
         yield ok("address", f"a gateway answers at {place}") if _answers(settings) else problem("address", str(error))
     else:
         yield ok("address", f"{place} is free")
 
 
 def _answers(settings: Settings) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104: compared, not bound
-    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    connection = http.client.HTTPConnection(reachable_host(settings.host), settings.port, timeout=2)
     try:
         connection.request("GET", "/healthz")
         response = connection.getresponse()
@@ -122,7 +121,11 @@ def _open_files() -> Iterator[Finding]:
         yield ok("open files", f"{soft} at once (ulimit -n)")
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins(settings: Settings) -> Iterator[Finding]:
+    try:
+        check_policy(settings)
+    except PluginError as error:
+        yield problem("plugins", f"GATEWAY_POLICY: {error}")
     for group in (plugins.BACKENDS, plugins.POLICIES):
         broken = [plugin for plugin in plugins.listing(group) if plugin.problem]
         yield from (warning("plugins", plugin.problem) for plugin in broken)
@@ -213,7 +216,7 @@ def _prices(snapshot: Snapshot, unpriced: str, at: int) -> Iterator[Finding]:
 
 def _entries(database: Database, at: int) -> Iterator[Finding]:
     entries = database.read(lambda: ledger.entries(at - DAY_MS, at + DAY_MS, 0, SAMPLE))
-    free = [entry for entry in entries if entry.price is None]
+    free = [entry for entry in entries if entry.kind == "usage" and entry.price is None]
     if free:
         models = ", ".join(sorted({entry.model_served for entry in free})[:5])
         yield warning("ledger", f"{len(free)} of {len(entries)} calls of the last 24 hours were booked without a price ({models})")

@@ -88,7 +88,8 @@ def find_key(database: Database, reference: str, at: int) -> ApiKey:
 def required_key(reference: str, at: int, *, past_rotation: bool = True) -> ApiKey:
     """For use inside a database work. Of several with the same label those that still work are meant; with `past_rotation`
     also not those that another key has replaced (a revocation must not overlook one that still works)."""
-    found = accounts.search_keys(reference) or [key for key in accounts.list_keys() if key.suffix == reference]
+    suffix = reference.rpartition("…")[2]  # as `gateway key list` shows keys; the first characters of all are much the same
+    found = accounts.search_keys(reference) or [key for key in accounts.list_keys() if key.suffix == suffix]
     by_id = [key for key in found if str(key.id) == reference]
     if by_id:
         return by_id[0]

@@ -11,6 +11,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway import plugins
 from gateway.backend import Secret
 from gateway.operations.keys import MintedKey, insert_key
 from gateway.operations.prices import completed
@@ -26,8 +27,8 @@ UNTOUCHED = 1
 """The generation of a database in which nothing was ever configured."""
 
 
-class CannotServe(Exception):
-    """The server cannot start here; one line that says what to do."""
+class NotReady(Exception):
+    """This installation, as it stands, cannot do what was asked; one line that says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Prepared:
 def prepare(settings: Settings, database: Database, at: int) -> Prepared:
     """Make or bring up to date what a worker needs: the data directory, the schema, the secrets. May be run at any time, by several at once.
 
-    Raises CannotServe, SecretsError, CannotOpen, SchemaMismatch, StoreUnavailable.
+    Raises NotReady, SecretsError, CannotOpen, SchemaMismatch, StoreUnavailable.
     """
     _make_directory(settings.data_dir.resolve(), "GATEWAY_DATA_DIR")
     _make_directory(settings.run_path, "GATEWAY_RUN_DIR")
@@ -56,9 +57,9 @@ def _make_directory(path: Path, setting: str) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotServe(f"cannot make the directory {path}: {error.strerror}; set {setting} to a place that can be written") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CannotServe(f"the directory {path} cannot be written; set {setting} to one that can")
+        raise NotReady(f"cannot make the directory {path}: {error.strerror}; set {setting} to a place that can be written") from error
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise NotReady(f"the directory {path} cannot be written; set {setting} to one that can")
 
 
 def _secrets(settings: Settings, *, keys_in_use: bool, credentials_in_use: bool) -> Secrets:
@@ -114,6 +115,11 @@ def first_key(database: Database, hasher: KeyHasher, at: int) -> MintedKey | Non
     return None if key is None else MintedKey(key, Secret(secret))
 
 
+def example_user(database: Database) -> str:
+    """A user whom a printed command can name."""
+    return next((user.name for user in database.read(accounts.list_users)), FIRST_USER)
+
+
 def example_model(database: Database) -> str:
     """A model for the printed request: echo, while it is there."""
     names = [model.name for model in database.read(catalog.list_models)]
@@ -121,17 +127,22 @@ def example_model(database: Database) -> str:
     return ECHO if ECHO in names or not exact else exact[0]
 
 
+def reachable_host(host: str) -> str:
+    """Where this host itself reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  nothing is bound here
+
+
 def check_address(host: str, port: int) -> None:
-    """Raises CannotServe where the server could not listen."""
+    """Raises NotReady where the server could not listen."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does: a closed connection's remains do not count
             probe.bind(address)
-    except socket.gaierror as error:
-        raise CannotServe(f"GATEWAY_HOST {host} is not an address of this host: {error.strerror}") from error
+    except (socket.gaierror, UnicodeError) as error:
+        raise NotReady(f"{host!r} is not an address of this host; set GATEWAY_HOST") from error
     except OSError as error:
-        raise CannotServe(_bind_failure(host, port, error)) from error
+        raise NotReady(_bind_failure(host, port, error)) from error
 
 
 def _bind_failure(host: str, port: int, error: OSError) -> str:
@@ -140,12 +151,17 @@ def _bind_failure(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} on {host} is not allowed to this user; set GATEWAY_PORT to 1024 or more"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is not an address of this host; set GATEWAY_HOST"
+        return f"{host!r} is not an address of this host; set GATEWAY_HOST"
     return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
+def check_policy(settings: Settings) -> None:
+    """Raises PluginError for a policy that workers could not load."""
+    plugins.resolve(plugins.POLICIES, settings.policy)
+
+
 def server_command() -> list[str]:
-    """The command that becomes the server: gunicorn with the configuration that is shipped. Raises CannotServe."""
+    """The command that becomes the server: gunicorn with the configuration that is shipped. Raises NotReady."""
     return [sys.executable, "-m", "gunicorn", "-c", str(_gunicorn_config())]
 
 
@@ -153,12 +169,12 @@ def _gunicorn_config() -> Path:
     """Beside wsgi.py in a source tree, under share/ where a wheel was installed."""
     spec = importlib.util.find_spec("wsgi")
     if spec is None or spec.origin is None:
-        raise CannotServe("the module wsgi is missing: install the gateway again")
+        raise NotReady("the module wsgi is missing: install the gateway again")
     own, here = Path(spec.origin).resolve(), Path("wsgi.py").resolve()
     if here.exists() and here != own:
-        raise CannotServe(f"{here} would be served in the gateway's place; start in another directory")
+        raise NotReady(f"{here} would be served in the gateway's place; start in another directory")
     shares = [Path(root) / "share" / "chat-gateway" for root in dict.fromkeys((sysconfig.get_path("data"), sys.prefix))]
     found = next((path for place in (own.parent, *shares) if (path := place / "gunicorn.conf.py").is_file()), None)
     if found is None:
-        raise CannotServe("gunicorn.conf.py was not installed with the gateway: install it again")
+        raise NotReady("gunicorn.conf.py was not installed with the gateway: install it again")
     return found

@@ -54,11 +54,17 @@ class _Failed(Exception):
 
 def refuse_late(jobs: Sequence[Job]) -> list[Job]:
     """The jobs whose callers still wait; the others get their error."""
-    now = time.monotonic()
+    waiting: list[Job] = []
     for job in jobs:
-        if job.item.deadline <= now:
+        if _awaited(job):
+            waiting.append(job)
+        else:
             job.error = StoreUnavailable("The database was too busy.", retry_after_s=1.0)
-    return [job for job in jobs if job.error is None]
+    return waiting
+
+
+def _awaited(job: Job) -> bool:
+    return bool(job.item.deadline > time.monotonic())
 
 
 class Writer:
@@ -102,8 +108,11 @@ class Writer:
         try:
             self._engine.open(read_only=False)
             self._engine.begin(read_only=False)
+            jobs = refuse_late(jobs)  # the lock may have come late
             stage = _Stage.WORK
             outcomes = self._run_all(jobs)
+            if not any(map(_awaited, jobs)):  # told that it failed, nobody should find it done
+                raise TransactionLost("it took longer than its callers wait")
             stage = _Stage.COMMIT
             self._engine.commit()
         except BaseException as error:  # whatever a work raised: its caller gets it

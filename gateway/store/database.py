@@ -101,9 +101,7 @@ class Database:
         return Runner(self._engine.peewee, str(MIGRATIONS))
 
     def _migrate(self) -> list[str]:
-        self._engine.create()
-        self._engine.open(read_only=False, patient=True)
-        with self._engine.migration_lock():
+        with self._engine.migrating():
             runner = self._runner()
             _pending(runner)
             applied: list[str] = runner.up()

@@ -113,6 +113,17 @@ class Engine(ABC):
             self.drop()
             raise CannotOpen(f"cannot open the database {self.place}: {self._reason(error)}") from error
 
+    @contextlib.contextmanager
+    def migrating(self) -> Iterator[None]:
+        """A connection that may change the schema, under the migration lock. Raises CannotOpen for whatever goes wrong inside."""
+        self.create()
+        self.open(read_only=False, patient=True)
+        try:
+            with self.migration_lock():
+                yield
+        except (*DRIVER_ERRORS, OSError) as error:
+            raise CannotOpen(f"cannot migrate the database {self.place}: {self._reason(error)}") from error
+
     def _reason(self, error: BaseException) -> str:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -205,8 +216,11 @@ class SqliteEngine(Engine):
         super().__init__()
         self._path = path
         self.place = str(path)
+        # The wait for a lock ends before the caller's does, so that the caller learns of the lock.
         pragmas = {"synchronous": "FULL", "foreign_keys": 1}
-        self.peewee = _UnlockedSqlite(f"file:{quote(str(path))}?mode=rw", pragmas=pragmas, timeout=timeout_s, autoconnect=False, uri=True)
+        self.peewee = _UnlockedSqlite(
+            f"file:{quote(str(path))}?mode=rw", pragmas=pragmas, lock_type="IMMEDIATE", timeout=0.8 * timeout_s, autoconnect=False, uri=True
+        )
 
     def worker(self, run: Callable[[list[Job]], None], name: str, limit: int) -> Worker:
         return NativeWorker(run, name, limit)
@@ -221,7 +235,13 @@ class SqliteEngine(Engine):
             raise CannotOpen(f"cannot open the database {self.place}: {error.strerror}") from error
 
     def _reason(self, error: BaseException) -> str:
-        return super()._reason(error) if self._path.exists() else "the file does not exist; `gateway migrate` creates it"
+        try:
+            self._path.stat()
+        except FileNotFoundError:
+            return "the file does not exist; `gateway migrate` creates it"
+        except OSError as obstacle:
+            return obstacle.strerror or "it cannot be reached"
+        return super()._reason(error)
 
     def _prepare(self, read_only: bool, patient: bool) -> None:
         if read_only:
@@ -261,11 +281,7 @@ class PostgresEngine(Engine):
 
     def __init__(self, url: str, timeout_s: float) -> None:
         super().__init__()
-        try:
-            known = conninfo_to_dict(url)
-        except psycopg.Error:
-            raise SettingsError(["the database URL is malformed; it should read postgresql://user:password@host:port/name"]) from None
-        self.place = f"postgresql://{known.get('host', '')}:{known.get('port', 5432)}/{known.get('dbname', '')}"
+        self.place = _place(url)
         self._timeout_ms = int(timeout_s * 1000)
         alive = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": self._timeout_ms}
         self.peewee = _UnlockedPostgres(url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, application_name="chat-gateway", **alive)
@@ -307,6 +323,19 @@ class PostgresEngine(Engine):
         if isinstance(cause, psycopg.errors.ForeignKeyViolation):
             return "in use, or names something that does not exist"
         return f"refused: {constraint or getattr(diagnosis, 'message_primary', None) or type(cause).__name__}"
+
+
+def _place(url: str) -> str:
+    """A server's URL without the parts that are nobody's business. Raises SettingsError, without showing the URL."""
+    try:
+        known = conninfo_to_dict(url)
+        host, port, name = (str(known.get(part) or default) for part, default in (("host", ""), ("port", "5432"), ("dbname", "")))
+    except psycopg.Error:
+        host, port, name = "", "", ""
+    # A password with an unescaped / or @ splits the URL elsewhere and would show up as one of the other parts.
+    if not port.replace(",", "").isdecimal() or "@" in host + name:
+        raise SettingsError(["the database URL is malformed; it should read postgresql://user:password@host:port/name, special characters as %XX"])
+    return f"postgresql://{host}:{port}/{name}"
 
 
 def engine_for(url: str, timeout_s: float) -> Engine:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -41,6 +44,148 @@ class Answer:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+class Broken(Exception):
+    """An answer that ended before it was whole. `body` is what came of it."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(f"the answer broke off after {len(body)} bytes of its body")
+        self.body = body
+
+
+class RawClient:
+    """One connection to a server, for tests that look at every byte. A context manager; kept between requests as long as the server keeps it.
+
+    `ask`, then either `answer`, or `head` and as many `block` as there are. `read_bytes`: how much it takes from the socket at a time.
+    """
+
+    read_bytes = 65_536
+
+    def __init__(self, port: int, key: str = "", timeout_s: float = 20.0) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout_s)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._key, self._inbox, self._method = key, bytearray(), "GET"
+        self._framing, self._left, self._body = "length", 0, bytearray()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, raw: bytes) -> None:
+        self.sock.sendall(raw)
+
+    def ask(self, path: str, body: Any = None, *, method: str = "POST", headers: Mapping[str, str] | None = None) -> None:
+        """Send a request. `body` is bytes, or becomes JSON. A header named here takes the place of one that would be sent."""
+        self._method = method
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        fields = {"host": "gateway", "content-type": "application/json", "content-length": str(len(raw))}
+        fields |= {"authorization": f"Bearer {self._key}"} if self._key else {}
+        fields |= dict(headers or {})
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        self.send("\r\n".join(lines).encode("latin-1") + raw)
+
+    def head(self) -> Answer:
+        """The status and the headers, names in lower case. Raises Broken where there is no answer."""
+        self._body = bytearray()
+        status = int(self._line().split(b" ")[1])
+        headers: dict[str, str] = {}
+        while line := self._line():
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        self._left = 0
+        if self._method == "HEAD" or status in (204, 304):
+            self._framing = "length"
+        elif headers.get("transfer-encoding") == "chunked":
+            self._framing = "chunked"
+        elif "content-length" in headers:
+            self._framing, self._left = "length", int(headers["content-length"])
+        else:
+            self._framing = "close"
+        return Answer(status, headers, b"")
+
+    def block(self) -> bytes:
+        """What came next of the body; b"" at its clean end. Raises Broken where the connection ends before that."""
+        if self._framing == "close":
+            with contextlib.suppress(Broken):
+                return self._some(1 << 20)
+            return b""
+        if self._framing == "chunked" and not self._left:
+            self._left = int(self._line(), 16)
+            if not self._left:
+                self._line()
+                self._framing = "length"
+        if not self._left:
+            return b""
+        data = self._some(self._left)
+        self._left -= len(data)
+        if self._framing == "chunked" and not self._left:
+            self._line()
+        return data
+
+    def rest(self) -> bytes:
+        """The body from here to its clean end. Raises Broken, which has what came of the whole body."""
+        start = len(self._body)
+        while self.block():
+            pass
+        return bytes(self._body[start:])
+
+    def answer(self) -> Answer:
+        """The whole answer. Raises Broken."""
+        head = self.head()
+        return Answer(head.status, head.headers, self.rest())
+
+    def until(self, mark: bytes) -> bytes:
+        """Reads the body until `mark` was in it; returns the body so far. Raises Broken, or ValueError where the body ended without it."""
+        while mark not in self._body:
+            if not self.block():
+                raise ValueError(f"the body ended without {mark!r}")
+        return bytes(self._body)
+
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing arrives for so long."""
+        return not self._inbox and not select.select([self.sock], [], [], seconds)[0]
+
+    def ended(self, seconds: float) -> bool:
+        """Whether the server closes the connection within so long, having sent nothing more."""
+        self.sock.settimeout(seconds)
+        try:
+            return not self._inbox and self.sock.recv(1) == b""
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+
+    def reset(self) -> None:
+        """Close so that the server gets a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self._inbox:
+            self._fill()
+        line, _, rest = bytes(self._inbox).partition(b"\r\n")
+        self._inbox = bytearray(rest)
+        return line
+
+    def _some(self, limit: int) -> bytes:
+        if not self._inbox:
+            self._fill()
+        data = bytes(self._inbox[:limit])
+        del self._inbox[:limit]
+        self._body += data
+        return data
+
+    def _fill(self) -> None:
+        try:
+            data = self.sock.recv(self.read_bytes)
+        except ConnectionError as error:
+            raise Broken(bytes(self._body)) from error
+        if not data:
+            raise Broken(bytes(self._body))
+        self._inbox += data
 
 
 @dataclass(slots=True)
@@ -181,6 +326,18 @@ class RunningGateway:
             with error:
                 return Answer(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
 
+    def client(self, key: str | None = "", timeout_s: float = 20.0) -> RawClient:
+        """A connection that presents the tester's key, another one, or none."""
+        return RawClient(self.port, self.key if key == "" else key or "", timeout_s)
+
+    def wait_catalog(self) -> None:
+        """Returns once a server of one worker serves what the database holds. Raises AssertionError after 3 s."""
+        generation = self.read(catalog.generation)
+        deadline = time.monotonic() + 3
+        while self.get("/readyz", key=None).json()["generation"] < generation:
+            assert time.monotonic() < deadline, "the catalog does not follow the database"
+            time.sleep(0.02)
+
     # what the ledger knows
 
     def entry(self, exchange_id: str) -> ledger.Entry | None:
@@ -189,6 +346,22 @@ class RunningGateway:
 
     def entries(self) -> list[ledger.Entry]:
         return list(self.read(lambda: ledger.entries(0, 2**62, 0, 10_000)))
+
+    def endings(self, model: str) -> dict[str, int]:
+        """How many calls of this model are booked, by ending."""
+        found = self.read(lambda: ledger.totals(0, 2**62, ("model", "ending")))
+        return {str(total.group["ending"]): total.calls for total in found if total.group["model"] == model}
+
+    def wait_endings(self, model: str, count: int, timeout_s: float = 5.0) -> dict[str, int]:
+        """`endings` once `count` calls are booked, or when the time is up."""
+        deadline = time.monotonic() + timeout_s
+        while sum((found := self.endings(model)).values()) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """The gateway's own lines: what the server under it writes is left out."""
+        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
 
     def exchange(self, exchange_id: str) -> exchanges.ExchangeRow | None:
         found: exchanges.ExchangeRow | None = self.read(lambda: exchanges.find_exchange(exchange_id))

@@ -1,0 +1,174 @@
+"""`gateway model` and `gateway deployment`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from gateway.cli.opened import now_ms, opened
+from gateway.cli.printing import emit, json_option, moment, remark, table
+from gateway.cli.values import ASSIGNMENT
+from gateway.operations import catalog
+from gateway.operations.catalog import PlacedDeployment, Wishes
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group()
+def model() -> None:
+    """Models: the names that clients ask for."""
+
+
+@model.command("create")
+@click.argument("name")
+@json_option
+def create_model(name: str, as_json: bool) -> None:
+    """Create a model. NAME may be a glob such as 'gpt-*', which passes the asked name on."""
+    with opened() as here:
+        created = catalog.create_model(here.database, name, now_ms())
+    document = {"id": created.id, "name": created.name, "created_at": created.created_at, "deployments": []}
+    emit(as_json, document, lambda: [f"model {name} created; next: gateway deployment create NAME --model '{name}' --backend BACKEND"])
+
+
+@model.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """List the models."""
+    with opened() as here:
+        found = catalog.list_models(here.database)
+    rows = [(item.model.name, ", ".join(item.deployments) or "none", moment(item.model.created_at)) for item in found]
+    document = [{"id": item.model.id, "name": item.model.name, "created_at": item.model.created_at, "deployments": list(item.deployments)} for item in found]
+    empty = ["No models yet. Create one: gateway model create NAME"]
+    emit(as_json, document, lambda: table(("NAME", "DEPLOYMENTS", "CREATED"), rows) if rows else empty)
+
+
+@model.command("delete")
+@click.argument("name")
+@json_option
+def delete_model(name: str, as_json: bool) -> None:
+    """Delete a model without deployments."""
+    with opened() as here:
+        deleted = catalog.delete_model(here.database, name)
+    emit(as_json, {"id": deleted.id, "name": deleted.name, "deleted": True}, lambda: [f"model {name} deleted"])
+
+
+@click.group()
+def deployment() -> None:
+    """Deployments: where a model is served, and in which order they are tried."""
+
+
+SECONDS = click.FloatRange(min=0)
+_WISHES = (
+    click.option("--base-url", metavar="URL", help="Where the upstream is. '': the backend's own default."),
+    click.option("--upstream-model", metavar="NAME", help="What the upstream calls the model. '': the name that is asked for."),
+    click.option("--credential", metavar="LABEL", help="What is presented upstream. '': none."),
+    click.option("--priority", type=int, metavar="N", help="The lower is tried first. Default: 0."),
+    click.option("--weight", type=int, metavar="N", help="The share among deployments of one priority. Default: 1."),
+    click.option("--connect-s", type=SECONDS, metavar="S", help="Seconds until connected. 0: the setting's default."),
+    click.option("--first-byte-s", type=SECONDS, metavar="S", help="Seconds from then to the first byte. 0: the default."),
+    click.option("--idle-s", type=SECONDS, metavar="S", help="Seconds between two blocks. 0: the default."),
+    click.option("--total-s", type=SECONDS, metavar="S", help="Seconds for the whole call. 0: the default."),
+    click.option("--include-usage/--no-include-usage", default=None, help="Ask streams for their usage. Default: yes."),
+    click.option("--option", "options", type=ASSIGNMENT, multiple=True, metavar="k=v", help="An option of the backend; 'k=' takes it away."),
+    click.option("--enable/--disable", "enabled", default=None, help="Whether calls go there. Default: yes."),
+)
+
+
+def _wishes_options(command: Command) -> Command:
+    """The options that `create` and `set` share."""
+    for option in reversed(_WISHES):
+        command = option(command)
+    return command
+
+
+def _wishes(options: Sequence[tuple[str, str]], named: dict[str, Any]) -> Wishes:
+    return Wishes(options=dict(options), **named)
+
+
+@deployment.command("create")
+@click.argument("name")
+@click.option("--model", "model_name", required=True, metavar="MODEL", help="The model it serves; created where it does not exist.")
+@click.option("--backend", required=True, help="How the upstream is reached: `gateway plugins` lists them.")
+@_wishes_options
+@json_option
+def create_deployment(name: str, model_name: str, backend: str, options: Sequence[tuple[str, str]], as_json: bool, **named: Any) -> None:
+    """Create a deployment of a model."""
+    with opened() as here:
+        placed = catalog.create_deployment(here.database, name, model_name, backend, now_ms(), _wishes(options, named))
+    for note in placed.notes:
+        remark(note)
+    emit(as_json, _document(placed), lambda: [f"deployment {name} of the model {model_name} created"])
+
+
+@deployment.command("list")
+@json_option
+def list_deployments(as_json: bool) -> None:
+    """List the deployments, by model and in the order in which they are tried."""
+    with opened() as here:
+        found = catalog.list_deployments(here.database)
+    headings = ("NAME", "MODEL", "BACKEND", "BASE URL", "UPSTREAM MODEL", "CREDENTIAL", "PRIORITY", "WEIGHT", "STATE")
+    empty = ["No deployments yet. Create one: gateway deployment create NAME --model MODEL --backend BACKEND"]
+    rows = [_row(placed) for placed in found]
+    emit(as_json, [_document(placed) for placed in found], lambda: table(headings, rows, right=("PRIORITY", "WEIGHT")) if rows else empty)
+
+
+@deployment.command("set")
+@click.argument("name")
+@_wishes_options
+@json_option
+def set_deployment(name: str, options: Sequence[tuple[str, str]], as_json: bool, **named: Any) -> None:
+    """Change what is named of a deployment, and nothing else."""
+    with opened() as here:
+        placed = catalog.set_deployment(here.database, name, _wishes(options, named))
+    emit(as_json, _document(placed), lambda: [f"deployment {name} changed"])
+
+
+@deployment.command("delete")
+@click.argument("name")
+@json_option
+def delete_deployment(name: str, as_json: bool) -> None:
+    """Delete a deployment. Calls under way finish."""
+    with opened() as here:
+        placed = catalog.delete_deployment(here.database, name)
+    emit(as_json, {**_document(placed), "deleted": True}, lambda: [f"deployment {name} deleted; its model {placed.model} stays"])
+
+
+def _row(placed: PlacedDeployment) -> tuple[object, ...]:
+    row = placed.deployment
+    state = "enabled" if row.enabled else "disabled"
+    return (
+        row.name,
+        placed.model,
+        row.backend,
+        row.base_url or "default",
+        row.upstream_model or "as asked",
+        placed.credential or "none",
+        row.priority,
+        row.weight,
+        state,
+    )
+
+
+def _document(placed: PlacedDeployment) -> dict[str, Any]:
+    row = placed.deployment
+    return {
+        "id": row.id,
+        "name": row.name,
+        "model": placed.model,
+        "backend": row.backend,
+        "base_url": row.base_url,
+        "upstream_model": row.upstream_model,
+        "credential": placed.credential,
+        "priority": row.priority,
+        "weight": row.weight,
+        "connect_s": row.connect_s,
+        "first_byte_s": row.first_byte_s,
+        "idle_s": row.idle_s,
+        "total_s": row.total_s,
+        "include_usage": row.include_usage,
+        "options": dict(row.options),
+        "enabled": row.enabled,
+        "created_at": row.created_at,
+    }

@@ -1,0 +1,54 @@
+"""What commands work on: the settings, the database of this installation, its secrets, the time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.operations.server import NotReady, revealed
+from gateway.secrets import Secrets, load_secrets
+from gateway.settings import Settings
+from gateway.store.database import Database
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def bound_database(settings: Settings) -> Database:
+    """The process's database. The caller closes it."""
+    database = Database(settings.database)
+    database.bind()
+    return database
+
+
+def load_existing_secrets(settings: Settings) -> Secrets:
+    """Raises SecretsError where they are missing: only `migrate` and `serve` make them."""
+    return load_secrets(settings.secrets_path, revealed(settings.master_key), revealed(settings.pepper), create=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An installation whose database is up to date."""
+
+    settings: Settings
+    database: Database
+
+    def secrets(self) -> Secrets:
+        return load_existing_secrets(self.settings)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Opened]:
+    """Raises SettingsError, StoreUnavailable, SchemaMismatch, and NotReady while migrations are pending."""
+    settings = Settings.load()
+    database = bound_database(settings)
+    try:
+        pending = database.pending()
+        if pending:
+            raise NotReady(f"the database lacks {len(pending)} migrations; run `gateway migrate`")
+        yield Opened(settings, database)
+    finally:
+        database.close()

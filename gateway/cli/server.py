@@ -1,0 +1,134 @@
+"""`gateway serve`, `migrate`, `doctor` and `plugins`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from gateway import __version__
+from gateway import plugins as known_plugins
+from gateway.backend import Secret
+from gateway.cli.edge import FAILED
+from gateway.cli.opened import bound_database, now_ms
+from gateway.cli.printing import complain, emit, json_option, table
+from gateway.operations import doctor as doctors
+from gateway.operations import server
+from gateway.operations.doctor import Verdict
+from gateway.operations.keys import MintedKey
+from gateway.operations.server import Prepared
+from gateway.settings import Settings
+
+
+@click.command()
+def serve() -> None:
+    """Start the server. Prepares what is missing: database, secrets, at the first start a user and a key."""
+    settings = Settings.load()
+    for text in settings.warnings:
+        complain(f"warning: {text}")
+    command = server.server_command()
+    server.check_policy(settings)
+    server.check_address(settings.host, settings.port)
+    database = bound_database(settings)
+    try:
+        prepared = server.prepare(settings, database, now_ms())
+        first = server.first_key(database, prepared.secrets.hasher, now_ms())
+        user, model = server.example_user(database), server.example_model(database)
+    finally:
+        database.close()
+    for line in (*_prepared_lines(prepared), *_welcome(settings, first, user, model)):
+        click.echo(line)
+    sys.stdout.flush()
+    os.execv(command[0], command)  # noqa: S606  no shell is wanted: the server takes this process's place
+
+
+def _welcome(settings: Settings, first: MintedKey | None, user: str, model: str) -> list[str]:
+    host = server.reachable_host(settings.host)
+    base = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    lines = ["", f"Chat Gateway {__version__} on {base}", ""]
+    if first is not None:
+        lines += [f"Your first API key, of the user {user}. It is shown only this once:", "", f"    {first.secret.reveal()}", ""]
+    lines += ["Ask it something, in another terminal:", "", f"    {_request(base, model, first.secret if first else None)}", ""]
+    if first is None:
+        lines += [f"There $GATEWAY_KEY is one of your API keys. For another: {program()} key create --user {user}"]
+    lines += [f"For an OpenAI SDK: base_url {base}/v1. Check this installation: {program()} doctor. To stop: Ctrl-C", ""]
+    return lines
+
+
+def _request(base: str, model: str, secret: Secret | None) -> str:
+    """A line for a POSIX shell. A key that we do not know comes from $GATEWAY_KEY, so that header stands in double quotes."""
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello from the gateway"}]}, separators=(",", ":"))
+    key = "$GATEWAY_KEY" if secret is None else secret.reveal()
+    return f'curl -sSN {shlex.quote(base + "/v1/chat/completions")} -H "Authorization: Bearer {key}" -H "Content-Type: application/json" -d {shlex.quote(body)}'
+
+
+def program() -> str:
+    """This command as it can be typed here: by its name if it is on the path, else as it was called."""
+    if shutil.which("gateway"):
+        return "gateway"
+    return f"{sys.executable} -m gateway.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+
+
+@click.command()
+@json_option
+def migrate(as_json: bool) -> None:
+    """Prepare or update the data directory, the secrets and the database. `serve` does this too."""
+    settings = Settings.load()
+    database = bound_database(settings)
+    try:
+        prepared = server.prepare(settings, database, now_ms())
+    finally:
+        database.close()
+    document = {
+        "database": str(database),
+        "applied": list(prepared.applied),
+        "secrets_created": [str(path) for path in prepared.secrets.created],
+        "seeded": prepared.seeded,
+    }
+    emit(as_json, document, lambda: _prepared_lines(prepared) or [f"{database} is up to date"])
+
+
+def _prepared_lines(prepared: Prepared) -> list[str]:
+    lines = [f"applied {name}" for name in prepared.applied]
+    created = prepared.secrets.created
+    if created:
+        names = " and ".join(path.name for path in created)
+        lines.append(f"made {names} in {created[0].parent}: back them up, apart from the data; without them no key and no credential can be read")
+    return lines + (["made the model echo, which repeats what it is told"] if prepared.seeded else [])
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Look at everything that a working gateway needs; exit 1 if something is wrong. Changes nothing, calls no upstream."""
+    settings = Settings.load()
+    findings = list(doctors.examine(settings, bound_database, now_ms()))
+    problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
+    warnings = sum(finding.verdict is Verdict.WARNING for finding in findings)
+    document = {
+        "problems": problems,
+        "warnings": warnings,
+        "findings": [{"verdict": str(finding.verdict), "subject": finding.subject, "text": finding.text} for finding in findings],
+    }
+    rows = [(finding.verdict, finding.subject, finding.text) for finding in findings]
+    emit(as_json, document, lambda: [*table(("", "WHAT", ""), rows), "", f"{problems} problems, {warnings} warnings"])
+    if problems:
+        click.get_current_context().exit(FAILED)
+
+
+@click.command()
+@json_option
+def plugins(as_json: bool) -> None:
+    """List the backends and selection policies that can be named, broken ones with the reason."""
+    found = [(group.removeprefix("gateway."), plugin) for group in (known_plugins.BACKENDS, known_plugins.POLICIES) for plugin in known_plugins.listing(group)]
+    document: list[dict[str, Any]] = [
+        {"kind": kind, "name": plugin.name, "target": plugin.target, "distribution": plugin.distribution or None, "problem": plugin.problem or None}
+        for kind, plugin in found
+    ]
+    rows = [(kind, plugin.name, plugin.target, plugin.distribution or "built in", plugin.problem or "ok") for kind, plugin in found]
+    emit(as_json, document, lambda: table(("KIND", "NAME", "CLASS", "FROM", "STATE"), rows))

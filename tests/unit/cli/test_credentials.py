@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Result, Typed
+
+SECRET = "sk-canary-0123456789"
+
+
+def silent(result: Result) -> Result:
+    assert SECRET not in result.out + result.err
+    return result
+
+
+def test_a_secret_comes_from_standard_input_and_only_its_end_is_shown(installed: Typed) -> None:
+    assert "(…6789)" in silent(installed("credential", "create", "main", "-", stdin=SECRET + "\n")).out
+    assert "…6789" in silent(installed("credential", "list")).out
+    assert silent(installed("credential", "list", "--json")).json()[0]["hint"] == "6789"
+
+
+def test_a_secret_comes_from_a_variable(installed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", SECRET)
+    assert silent(installed("credential", "create", "main", "--from-env", "UPSTREAM_KEY")).code == 0
+    result = installed("credential", "replace", "main", "--from-env", "NO_SUCH_KEY")
+    assert (result.code, "NO_SUCH_KEY is not set" in result.err) == (2, True)
+
+
+def test_a_secret_is_never_an_argument_and_not_repeated(installed: Typed) -> None:
+    result = silent(installed("credential", "create", "main", SECRET))
+    assert (result.code, "never an argument" in result.err) == (2, True)
+    assert installed("credential", "list", "--json").json() == []
+
+
+def test_without_a_terminal_nothing_is_asked(installed: Typed) -> None:
+    result = installed("credential", "create", "main", stdin=SECRET)
+    assert (result.code, "no terminal" in result.err) == (2, True)
+
+
+def test_a_replaced_secret_is_the_next_version(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin=SECRET)
+    assert installed("credential", "replace", "main", "-", "--json", stdin="sk-another-secret-9999").json()["version"] == 2
+
+
+def test_a_disabled_credential_is_listed_as_such_and_a_deleted_one_is_gone(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin=SECRET)
+    installed("credential", "disable", "main")
+    assert "disabled" in installed("credential", "list").out
+    installed("credential", "enable", "main")
+    assert "active" in installed("credential", "list").out
+    installed("credential", "delete", "main")
+    assert "gateway credential create" in installed("credential", "list").out
+
+
+def test_57_no_file_of_the_installation_holds_the_secret(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin=SECRET)
+    installed("user", "create", "ann")
+    key = installed("key", "create", "--user", "ann", "--json").json()["key"]
+    files = [path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()]
+    assert files
+    assert not any(secret.encode() in content for content in files for secret in (SECRET, key))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Typed
+
+
+def test_migrate_says_what_it_did_and_that_the_secrets_must_be_kept(gateway: Typed) -> None:
+    first = gateway("migrate").out
+    assert "applied 0001_initial" in first
+    assert "back them up" in first
+    assert gateway("migrate").out == f"{Path.cwd()}/data/gateway.db is up to date\n"
+
+
+def test_migrate_in_json(gateway: Typed) -> None:
+    document = gateway("migrate", "--json").json()
+    assert (document["applied"][0], document["seeded"], len(document["secrets_created"])) == ("0001_initial", True, 2)
+
+
+def test_the_doctor_ends_with_0_where_all_is_well_and_with_1_where_something_is_wrong(installed: Typed) -> None:
+    assert installed("doctor").code == 0
+    installed("deployment", "create", "bare", "--model", "m", "--backend", "openai")
+    result = installed("doctor")
+    assert result.code == 1
+    assert "bare of the model m cannot be used" in result.out
+    assert installed("doctor", "--json").json()["problems"] == 1
+
+
+def test_the_doctor_comes_before_the_first_migration(gateway: Typed) -> None:
+    result = gateway("doctor")
+    assert result.code == 1
+    assert not Path("data").exists()
+
+
+def test_plugins_are_listed_with_the_class_behind_the_name(gateway: Typed) -> None:
+    assert {"kind": "backends", "name": "echo", "target": "backends.echo:Echo", "distribution": None, "problem": None} in gateway("plugins", "--json").json()
+    assert "weighted  gateway.core.policies:Weighted" in gateway("plugins").out
+
+
+def test_serve_refuses_an_unknown_policy_before_it_prepares_anything(gateway: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_POLICY", "wieghted")
+    result = gateway("serve")
+    assert (result.code, "wieghted" in result.err, Path("data").exists()) == (1, True, False)

@@ -1,0 +1,92 @@
+"""Users and keys, as the CLI and identity ask for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import NotFound
+from gateway.store import accounts
+from gateway.store.database import Conflict, Database
+
+
+def user(database: Database, name: str = "ann") -> accounts.User:
+    return database.write(lambda: accounts.create_user(name, 1000))
+
+
+def key(database: Database, user_id: int, hash: str = "hash", label: str = "laptop") -> accounts.ApiKey:
+    return database.write(lambda: accounts.create_key(user_id, hash, 2000, label=label, prefix="gw_user_", suffix="wxyz", models=["gpt-*", "echo"]))
+
+
+def test_a_user_is_found_by_name_and_disabled_and_enabled(database: Database) -> None:
+    ann = user(database)
+    assert ann == accounts.User(ann.id, "ann", 1000, None)
+    assert database.read(lambda: accounts.find_user("ann")) == ann
+    assert database.read(lambda: accounts.find_user("nobody")) is None
+
+    assert database.write(lambda: accounts.set_user_disabled(ann.id, 5000)).disabled_at == 5000
+    assert database.write(lambda: accounts.set_user_disabled(ann.id, None)) == ann
+    assert database.read(accounts.list_users) == [ann]
+
+
+def test_a_key_is_found_by_its_hash_in_any_state(database: Database) -> None:
+    ann = user(database)
+    made = key(database, ann.id)
+    assert made.models == ("gpt-*", "echo")
+    assert (made.user_name, made.user_disabled, made.expires_at, made.revoked_at, made.successor_id) == ("ann", False, None, None, None)
+    assert database.read(lambda: accounts.find_key("hash")) == made
+    assert database.read(lambda: accounts.find_key("other")) is None
+
+    database.write(lambda: accounts.revoke_key(made.id, 3000))
+    database.write(lambda: accounts.set_user_disabled(ann.id, 4000))
+    found = database.read(lambda: accounts.find_key("hash"))
+    assert found is not None
+    assert (found.revoked_at, found.user_disabled) == (3000, True)
+
+
+def test_a_revocation_keeps_its_first_time(database: Database) -> None:
+    made = key(database, user(database).id)
+    database.write(lambda: accounts.revoke_key(made.id, 3000))
+    assert database.write(lambda: accounts.revoke_key(made.id, 9000)).revoked_at == 3000
+
+
+def test_a_rotation_names_the_successor(database: Database) -> None:
+    ann = user(database)
+    old, new = key(database, ann.id, "old"), key(database, ann.id, "new")
+    expired = database.write(lambda: accounts.expire_key(old.id, 7000, successor_id=new.id))
+    assert (expired.expires_at, expired.successor_id) == (7000, new.id)
+
+
+def test_keys_are_searched_by_id_label_and_prefix(database: Database) -> None:
+    ann, bob = user(database), user(database, "bob")
+    first, second = key(database, ann.id, "h1", "laptop"), key(database, bob.id, "h2", "server")
+
+    assert database.read(lambda: accounts.search_keys(str(second.id))) == [second]
+    assert database.read(lambda: accounts.search_keys("laptop")) == [first]
+    assert database.read(lambda: accounts.search_keys("gw_user_")) == [first, second]
+    assert database.read(lambda: accounts.search_keys("9" * 30)) == []
+    assert database.read(lambda: accounts.list_keys(bob.id)) == [second]
+    assert database.read(accounts.list_keys) == [first, second]
+    assert database.read(lambda: accounts.find_key_by_id(second.id)) == second
+
+
+def test_what_is_not_there_is_not_found(database: Database) -> None:
+    for change in (
+        lambda: accounts.set_user_disabled(99, 1),
+        lambda: accounts.revoke_key(99, 1),
+        lambda: accounts.expire_key(99, 1),
+    ):
+        with pytest.raises(NotFound):
+            database.write(change)
+
+
+def test_a_hash_is_taken_once_and_a_key_needs_its_user(database: Database) -> None:
+    ann = user(database)
+    key(database, ann.id)
+    with pytest.raises(Conflict, match=r"api_key\.hash"):
+        key(database, ann.id)
+    with pytest.raises(Conflict, match="does not exist"):
+        key(database, 99, "other")
+
+
+def test_no_value_shows_a_hash(database: Database) -> None:
+    assert "hash" not in repr(key(database, user(database).id))
