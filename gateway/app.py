@@ -61,10 +61,10 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.register_blueprint(openai.blueprint(web, Listing(catalog), Receipts(database)))
+    app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
-    app.wsgi_app = _with_force_close(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _at_the_server(app.wsgi_app)  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
     return app
 
@@ -83,13 +83,19 @@ def _revealed(secret: Any) -> str | None:
     return None if secret is None else secret.reveal()
 
 
-def _with_force_close(wsgi_app: Callable[..., Any]) -> Callable[..., Iterable[bytes]]:
-    """Let views close the client's connection after the answer: gunicorn drops an application's `Connection` header,
-    but the object behind its start_response has a method for it."""
+def _at_the_server(wsgi_app: Callable[..., Any]) -> Callable[..., Iterable[bytes]]:
+    """What only the outermost WSGI layer can do. Views may close the client's connection after the answer: gunicorn drops an
+    application's `Connection` header, but the object behind its start_response has a method for it. And a Relay whose headers
+    the server refused is closed here: nobody else would."""
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["gateway.force_close"] = getattr(getattr(start_response, "__self__", None), "force_close", None)
-        answer: Iterable[bytes] = wsgi_app(environ, start_response)
+        try:
+            answer: Iterable[bytes] = wsgi_app(environ, start_response)
+        except BaseException:
+            if (relay := environ.get("gateway.relay")) is not None:
+                relay.close()
+            raise
         return answer
 
     return wrapped

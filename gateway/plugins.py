@@ -16,6 +16,7 @@ from gateway.errors import PluginError
 BACKENDS = "gateway.backends"
 POLICIES = "gateway.policies"
 
+_WORD: Mapping[str, str] = MappingProxyType({BACKENDS: "backend", POLICIES: "policy"})
 BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         BACKENDS: MappingProxyType({"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI"}),
@@ -42,7 +43,7 @@ def resolve(group: str, name: str) -> type:
             known = sorted({*BUILTIN[group], *_entry_points(group)})
             close = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
-            raise PluginError(f"There is no {group.removeprefix('gateway.').removesuffix('s')} '{name}'. {hint}")
+            raise PluginError(f"There is no {_WORD[group]} '{name}'. {hint}")
         target = name
     return _load(name, target)
 

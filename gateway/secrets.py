@@ -46,8 +46,8 @@ def looks_like_key(text: str) -> bool:
 
 
 def key_prefix(key: str) -> str:
-    """What is shown of a key, together with its suffix."""
-    return key[:8]
+    """What is shown of a key, together with its suffix: its kind, which all keys share, and 4 of the random characters."""
+    return key[: key.rindex("_") + 5]
 
 
 def key_suffix(key: str) -> str:

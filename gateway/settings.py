@@ -161,8 +161,10 @@ CLIENT_NAMES = frozenset({"GATEWAY_KEY"})
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, NAMES, 1)
-    return f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
+    # Without the prefix that all have in common, or every name would be close to every other.
+    known = {other.removeprefix("GATEWAY_"): other for other in NAMES}
+    close = difflib.get_close_matches(name.removeprefix("GATEWAY_"), known, 1)
+    return f"unknown setting {name}" + (f"; did you mean {known[close[0]]}?" if close else "")
 
 
 def _file(path: Path, problems: list[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ KEPT = "This gateway keeps no conversations or responses upstream: they would be
 
 
 def _check_chat(received: Received) -> Mapping[str, Any]:
-    if received.fields.store is True:
+    if received.fields.store not in (None, False):  # a lenient upstream would take 1 and "true" as well
         raise BadRequest(f"'store': true is not served. {KEPT}", code="store_not_served", param="store")
     return {}
 

@@ -9,7 +9,7 @@ from gateway.api.web import policy
 from gateway.core.gateway import Gateway
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
-from gateway.store.database import Database
+from gateway.store.database import Database, SchemaMismatch
 
 
 def blueprint(gateway: Gateway, database: Database, metrics: Metrics) -> Blueprint:
@@ -49,4 +49,6 @@ def _checks(gateway: Gateway, database: Database) -> dict[str, str]:
         checks |= {"database": "ok", "migrations": "ok" if not pending else f"{len(pending)} pending: run `gateway migrate`"}
     except GatewayError as error:
         checks |= {"database": str(error)}
+    except SchemaMismatch as error:
+        checks |= {"database": "ok", "migrations": str(error)}
     return checks

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -87,7 +87,7 @@ class Web:
 
     def install(self, app: Flask) -> None:
         app.before_request(lambda: self._authorize(app))
-        app.after_request(_finish_connection)
+        app.after_request(_finish)
         app.register_error_handler(GatewayError, error_response)
         app.register_error_handler(HTTPException, _http_error)
         app.register_error_handler(Exception, _unexpected)
@@ -156,22 +156,30 @@ def make_call(endpoint: Endpoint, received: Received) -> Call:
 
 
 def respond(exchange: Exchange, relay: Relay) -> Response:
-    """The Response of a Relay. Closes the Relay itself where the whole body is in hand."""
+    """The Response of a Relay. Closes the Relay itself where the whole body is in hand; app.py does where the server takes no headers."""
+    request.environ["gateway.relay"] = relay
     try:
         headers = [(name, value) for name, value in relay.headers if name in RESPONSE_HEADERS]
         upstream_id = next((value for name, value in relay.headers if name == "x-request-id"), None)
         headers += exchange_headers(exchange) + ([("x-upstream-request-id", upstream_id)] if upstream_id else [])
         if relay.body is not None:
             relay.close()
-            return Response(relay.body, relay.status, headers)
+            return _typed(Response(relay.body, relay.status, headers), headers)
         if relay.length is not None:
             headers.append(("content-length", str(relay.length)))
         if exchange.call.stream:
             headers.append(("x-accel-buffering", "no"))
-        return Response(relay, relay.status, headers, direct_passthrough=True)
+        return _typed(Response(relay, relay.status, headers, direct_passthrough=True), headers)
     except BaseException:
         relay.close()
         raise
+
+
+def _typed(response: Response, headers: Sequence[tuple[str, str]]) -> Response:
+    """Without the type that Werkzeug puts where an upstream names none: text/html, which a browser would run."""
+    if all(name != "content-type" for name, _ in headers):
+        del response.headers["content-type"]
+    return response
 
 
 def exchange_headers(exchange: Exchange) -> list[tuple[str, str]]:
@@ -203,7 +211,7 @@ def error_response(error: GatewayError) -> Response:
     if exchange is not None:
         response.headers.extend(exchange_headers(exchange))
     else:
-        response.headers["x-request-id"] = refusal_id = new_id(time.time_ns() // 1_000_000)
+        response.headers["x-request-id"] = refusal_id = _fresh_id()
         log.info("refused", extra={"exchange": refusal_id, "fields": {"path": request.path, "status": error.status, "error": error.code}})
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -212,12 +220,18 @@ def error_response(error: GatewayError) -> Response:
     return response
 
 
+def _fresh_id() -> str:
+    return new_id(time.time_ns() // 1_000_000)
+
+
 def _http_error(error: HTTPException) -> Response:
     """What Flask itself refuses, in the same shape."""
     if error.code == 404:
         return error_response(NotFound(f"There is no {request.method} {request.path} here; /openapi.json lists what is served."))
     if error.code == 405:
-        return error_response(MethodNotAllowed(f"{request.path} does not take {request.method}."))
+        response = error_response(MethodNotAllowed(f"{request.path} does not take {request.method}."))
+        response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return response
     refusal = BadRequest(error.description or "The request cannot be read.")
     refusal.status = error.code or 400
     return error_response(refusal)
@@ -229,7 +243,8 @@ def _unexpected(error: Exception) -> Response:
     return error_response(GatewayError("The gateway failed; the operator finds the reason in its log."))
 
 
-def _finish_connection(response: Response) -> Response:
+def _finish(response: Response) -> Response:
+    response.headers.setdefault("x-request-id", _fresh_id())
     if breaks_off(request.environ):
         response.call_on_close(partial(linger, request.environ))
     return response

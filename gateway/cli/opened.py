@@ -48,7 +48,7 @@ def opened() -> Iterator[Opened]:
     try:
         pending = database.pending()
         if pending:
-            raise NotReady(f"the database lacks {len(pending)} migrations; run `gateway migrate`")
+            raise NotReady(f"migrations are pending ({', '.join(pending)}); run `gateway migrate`")
         yield Opened(settings, database)
     finally:
         database.close()

@@ -21,5 +21,10 @@ class Admission:
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
         """Raises Draining. A refused call consumes nothing."""
         if self.draining:
-            raise Draining("This worker is shutting down; try again.", retry_after_s=1.0)
+            raise draining()
         return Reservation({candidate.deployment.name: candidate.price for candidate in candidates})
+
+
+def draining() -> Draining:
+    """What a client is told whose call this worker cannot begin, or had to give up before its answer began."""
+    return Draining("This worker is shutting down; try again.", retry_after_s=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ POLL_S = 0.5
 class Deployment:
     """A deployment, ready to be called. `problem` says why it cannot be, or is empty; `owner` is "database" or "environment".
 
-    `subject` and `credential_subject` are the names under which cooldowns know it and its credential; they change when the secret does.
+    `subject` and `credential_subject` are the names under which cooldowns know it and its credential (one of its own where it has none);
+    the second changes when the secret does.
     """
 
     name: str
@@ -53,28 +54,33 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that routing reads. `deployments` by model name or glob, `prices` by upstream model, newest first."""
+    """Everything that routing reads. `deployments` by model name or glob, `prices` by upstream model, newest first;
+    `globs` and `price_globs`: which of these names are globs, the longest first."""
 
     generation: int
     deployments: Mapping[str, Sequence[Deployment]]
     globs: Sequence[str]
     prices: Mapping[str, Sequence[Price]]
+    price_globs: Sequence[str] = ()
 
     def find(self, model: str) -> Sequence[Deployment]:
         """The deployments of a model: those of the exact name, else of the longest glob that matches."""
-        if model in self.deployments and model not in self.globs:
+        if model in self.deployments:  # a name may hold what a glob does: "claude[1m]"
             return self.deployments[model]
         glob = next((glob for glob in self.globs if fnmatch.fnmatchcase(model, glob)), None)
         return self.deployments[glob] if glob is not None else ()
 
     def price(self, upstream_model: str, at: int) -> Price | None:
         """The price in force at that moment (Unix milliseconds); an exact name before the longest glob."""
-        patterns = [name for name in self.prices if name == upstream_model or (is_glob(name) and fnmatch.fnmatchcase(upstream_model, name))]
-        for name in sorted(patterns, key=lambda name: (name != upstream_model, -len(name))):
-            price = next((price for price in self.prices[name] if price.valid_from <= at), None)
+        for name in (upstream_model, *(glob for glob in self.price_globs if fnmatch.fnmatchcase(upstream_model, glob))):
+            price = next((price for price in self.prices.get(name, ()) if price.valid_from <= at), None)
             if price is not None:
                 return price
         return None
+
+
+def _globs(names: Iterable[str]) -> list[str]:
+    return sorted((name for name in names if is_glob(name)), key=len, reverse=True)
 
 
 def is_glob(name: str) -> bool:
@@ -110,9 +116,13 @@ class Backends:
         return self._instances[key]
 
     def close(self) -> None:
-        for backend in self._instances.values():
-            backend.close()
-        self._instances.clear()
+        """Close each of them once, whatever another's close raises."""
+        while self._instances:
+            (name, _), backend = self._instances.popitem()
+            try:
+                backend.close()
+            except Exception:  # a stranger's: the others close all the same
+                log.exception("the backend %s did not close", name)
 
 
 class Catalog:
@@ -143,8 +153,10 @@ class Catalog:
         self._stop = every(POLL_S, self.refresh, "catalog")
 
     def close(self) -> None:
+        """End the poll, and close the backends."""
         if self._stop is not None:
             self._stop()
+        self._backends.close()
 
     def refresh(self) -> None:
         """Load the rows if the generation moved. Never raises: what goes wrong is in the log, and the last snapshot stays."""
@@ -168,10 +180,9 @@ class Catalog:
         prices: dict[str, list[Price]] = {}
         for price in sorted(rows.prices, key=lambda price: -price.valid_from):
             prices.setdefault(price.model, []).append(price)
-        globs = sorted((name for name in by_model if is_glob(name)), key=len, reverse=True)
         secrets = [deployment.secret.reveal() for deployments in by_model.values() for deployment in deployments]
         self._learn_secrets(*secrets)
-        return Snapshot(rows.generation, by_model, globs, prices)
+        return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices))
 
     def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:
         backend, secret, problem = None, Secret(""), ""
@@ -202,7 +213,7 @@ class Catalog:
             include_usage=row.include_usage,
             owner="database",
             subject=f"deployment:{row.id}",
-            credential_subject=f"credential:{credential.id}.{credential.version}" if credential else "",
+            credential_subject=f"credential:{credential.id}.{credential.version}" if credential else f"keyless:{row.id}",
             problem=problem,
         )
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from gateway.backend import Backend, Call, Reply, Target
+from gateway.backend import Backend, Call, Reply, Secret, Target
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
 from gateway.core.policies import SelectionPolicy
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 EXTRA_ATTEMPTS = 2
 RETRY_WINDOW_S = 10.0
 RETRY_FLOOR, RETRY_SHARE = 10, 0.2
+REDACTED = "[redacted]"
 
 
 class RetryBudget:
@@ -76,12 +77,15 @@ class Dispatcher:
             try:
                 return self._attempt(exchange, candidate)
             except UpstreamError as error:
+                if (reason := exchange.call.cancel.reason) is not None:  # a backend may put its own words to an abort: nobody's failure
+                    raise Cancelled(reason) from error
                 errors.append(error)
                 last_fit = not any(self._pool.rest(other) is None for other in candidates if other is not candidate)
                 self._pool.failed(candidate, error, exchange.principal.user_id, last_fit)
                 if error.blame is Blame.CLIENT and isinstance(error, UpstreamRefused):
-                    return relayed_refusal(error)
-                if not self._may_go_on(exchange, untried, errors):
+                    return relayed_refusal(error, candidate.deployment.secret)
+                untried = self._worth_trying(exchange, untried, errors)
+                if not untried or not self._budget.take():
                     raise self._verdict(exchange, candidates, errors) from error
 
     def _choose(self, exchange: Exchange, untried: Sequence[Candidate]) -> Candidate | None:
@@ -97,16 +101,17 @@ class Dispatcher:
         first = fit[0].deployment.priority
         return self._policy.choose([candidate for candidate in fit if candidate.deployment.priority == first])
 
-    def _may_go_on(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError]) -> bool:
+    def _worth_trying(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError]) -> list[Candidate]:
+        """Among whom a further attempt may be made; empty where there must not be one, or all of them rest."""
         error = errors[-1]
-        if not untried or not error.retryable or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
-            return False
+        if not error.retryable or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
+            return []
         if isinstance(error, UpstreamTimeout):
             if error.phase == "total" or sum(isinstance(earlier, UpstreamTimeout) for earlier in errors) > 1:
-                return False
+                return []
             now = self._clock()  # one other deployment, if a full first-byte period is left
             untried = [other for other in untried if exchange.started + other.deployment.deadlines.total_s - now >= other.deployment.deadlines.first_byte_s]
-        return any(self._pool.rest(other) is None for other in untried) and self._budget.take()
+        return list(untried) if any(self._pool.rest(other) is None for other in untried) else []
 
     def _attempt(self, exchange: Exchange, candidate: Candidate) -> Answer:
         deployment = candidate.deployment
@@ -191,7 +196,9 @@ def prepared(exchange: Exchange, candidate: Candidate) -> tuple[Call, bool]:
     return call.edited(**edits), adds_usage
 
 
-def relayed_refusal(error: UpstreamRefused) -> Answer:
-    """The client's own mistake, told in the upstream's own words."""
-    headers = tuple((name, value) for name, value in error.headers if name not in ("content-length", "transfer-encoding"))
-    return Answer(Reply(error.upstream_status, headers, iter(()), lambda: None), Framing.WHOLE, error.body)
+def relayed_refusal(error: UpstreamRefused, secret: Secret) -> Answer:
+    """The client's own mistake, told in the upstream's own words, but for our secret: some upstreams repeat what they were sent."""
+    shown, hidden = secret.reveal() or REDACTED, REDACTED
+    headers = tuple((name, value.replace(shown, hidden)) for name, value in error.headers if name not in ("content-length", "transfer-encoding"))
+    body = error.body.replace(shown.encode(), hidden.encode())
+    return Answer(Reply(error.upstream_status, headers, iter(()), lambda: None), Framing.WHOLE, body)

@@ -154,9 +154,9 @@ class OpenExchanges:
         """Open an exchange and watch its client."""
         at = self._now_ms()
         exchange = Exchange(new_id(at), at, self._clock(), call, principal, client, endpoint, model, self._owner, self._clock, client_request_id)
+        client.on_leave(exchange.client_left)  # may raise: nothing is open yet
         exchange.released = lambda: self._end(exchange)
         self._open[exchange.id] = exchange
-        client.on_leave(exchange.client_left)
         return exchange
 
     def _end(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gateway.backend import Call
 from gateway.concurrency import every
-from gateway.core.admission import Admission
+from gateway.core.admission import Admission, draining
 from gateway.core.catalog import Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import Client, Exchange, OpenExchanges
@@ -15,6 +15,7 @@ from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.relay import Relay
 from gateway.core.routing import Router
+from gateway.errors import Cancelled
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 
@@ -56,7 +57,11 @@ class Gateway:
             exchange.reservation = self.admission.admit(exchange, candidates)
             return Relay(self.dispatcher.send(exchange, candidates), exchange, self.ledger)
         except BaseException as error:
-            self.ledger.close(exchange, error)
+            given_up = isinstance(error, Cancelled) and not exchange.left
+            told = draining() if given_up else error
+            self.ledger.close(exchange, told)
+            if given_up:  # the client is still there, and may ask another worker
+                raise told from error
             raise
 
     def start(self) -> None:

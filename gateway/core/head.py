@@ -47,6 +47,8 @@ def read_head(reply: Reply) -> Answer:
     headers = dict(reply.headers)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     length = int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else None
+    if reply.status in (204, 304):
+        return Answer(reply, Framing.WHOLE, b"")  # the server never iterates these
     if kind == "text/event-stream":
         return Answer(reply, Framing.EVENTS, _first_event(reply.chunks))
     if (length is not None and length <= WHOLE_BYTES) or (length is None and _is_text(kind)):
@@ -55,7 +57,9 @@ def read_head(reply: Reply) -> Answer:
             return Answer(reply, Framing.WHOLE, head)
         return Answer(reply, Framing.OPEN, head)
     first = next((chunk for chunk in reply.chunks if chunk), b"")
-    return Answer(reply, Framing.OPEN, first) if length is None else Answer(reply, Framing.COUNTED, first, length)
+    if length is not None:
+        return Answer(reply, Framing.COUNTED, first, length)
+    return Answer(reply, Framing.OPEN if first else Framing.WHOLE, first)
 
 
 def _is_text(kind: str) -> bool:

@@ -37,7 +37,7 @@ class Principal:
     models: tuple[str, ...]
 
     def may_use(self, model: str) -> bool:
-        return not self.models or any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        return not self.models or any(model == pattern or fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class Identity:

@@ -9,7 +9,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
+from typing import Any
 
 from gateway.core.exchange import Ending, Exchange, ending_of
 from gateway.core.metering import NOTHING, Metered
@@ -63,17 +64,25 @@ class Ledger:
         if exchange.ending is not None:
             return
         exchange.ending = ending
-        entry = self._entry(exchange, ending, metered)
-        exchange.amount_nano = entry.amount
+        entry: Entry | None = None
         try:
+            entry = self._entry(exchange, ending, metered)
             self._database.write(Batched(record, (entry, self._row(exchange))))
-        except Exception as error:  # whatever the database raised, the entry must not be lost
-            self._metrics.settle_failures.inc()
-            log.critical("entry not committed: %s", type(error).__name__, extra={"exchange": exchange.id, "fields": {"entry": asdict(entry)}})
+            exchange.amount_nano = entry.amount  # shown to the client only once it is booked
+        except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
+            self._log_lost(exchange, entry, metered, error)
+            if not isinstance(error, Exception):
+                raise
             raise SettleFailed("The answer could not be booked, so its end is withheld.") from error
         finally:
             self._finish(exchange)
         self._count(entry)
+
+    def _log_lost(self, exchange: Exchange, entry: Entry | None, metered: Metered, error: BaseException) -> None:
+        exchange.error = exchange.error or SettleFailed.code
+        self._metrics.settle_failures.inc()
+        line = {"entry": _members(entry)} if entry is not None else {"metered": str(metered), "ending": exchange.ending}
+        log.critical("entry not committed: %s", type(error).__name__, extra={"exchange": exchange.id, "fields": line})
 
     def close(self, exchange: Exchange, error: BaseException) -> None:
         """The one exit for every call that failed before an answer. Records and releases; never raises."""
@@ -89,8 +98,9 @@ class Ledger:
                 self._refuse(exchange)
         except SettleFailed:
             return  # logged with its entry; nothing was charged
-        except GatewayError as failure:
-            log.warning("refusal not recorded: %s", failure, extra={"exchange": exchange.id})
+        except Exception as failure:  # the client is told why its call failed, not that this could not be written down
+            reason = str(failure) if isinstance(failure, GatewayError) else type(failure).__name__
+            log.warning("refusal not recorded: %s", reason, extra={"exchange": exchange.id})
 
     def _refuse(self, exchange: Exchange) -> None:
         exchange.ending = Ending.REFUSED
@@ -169,3 +179,9 @@ class Ledger:
             total_ms=exchange.milliseconds(self._clock()) or 0,
             at=exchange.at,
         )
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """An Entry as one JSON object. Not `asdict`: that copies, and so fails at a backend's unusual Mapping."""
+    members = {item.name: getattr(value, item.name) for item in fields(value)}
+    return members | ({"usage": _members(value.usage)} if isinstance(value, Entry) else {})

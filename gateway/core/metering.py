@@ -12,8 +12,10 @@ from typing import Any
 from gateway.backend import Call
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
+from gateway.dialects.openai_usage import MAX_TOKENS
 
-_DATA_URL = re.compile(rb'"data:[^"]{64,}"')
+_BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
+"""Images and sounds within JSON: data URLs and base64, which no text is."""
 BYTES_PER_TOKEN = 4
 
 
@@ -51,16 +53,36 @@ def from_events(dialect: str, events: bytes) -> Usage | None:
     return found
 
 
+def is_error(body: bytes) -> bool:
+    """Whether a whole JSON answer is an error object, whatever its status: its words are nobody's tokens."""
+    document = _object(body)
+    return document is not None and bool(document.get("error"))
+
+
 def metered(usage: Usage | None, call: Call, delivered_bytes: int, delivered_events: int) -> Metered:
-    """The provider's usage where it gave one, else an estimate where the answer is text of a chat."""
+    """The provider's usage where it gave one, else an estimate where the answer is text of a chat, or streamed."""
     if usage is not None:
-        return Metered(usage, Source.PROVIDER)
+        return Metered(_possible(usage), Source.PROVIDER)
     if call.dialect not in CHAT_CODECS and not call.stream:
         return NOTHING
-    told = sum(len(_DATA_URL.sub(b"", chunk)) for chunk in call.body.open()) if call.body.replayable else 0
     # A streamed event carries about a token; the first and the last carry none.
-    answered = max(delivered_events - 2, 0) if call.stream else delivered_bytes // BYTES_PER_TOKEN
-    return Metered(Usage(input_uncached=told // BYTES_PER_TOKEN, output_text=answered), Source.ESTIMATED)
+    answered = max(delivered_events - 2, 0) if delivered_events else delivered_bytes // BYTES_PER_TOKEN
+    return Metered(Usage(input_uncached=_told(call) // BYTES_PER_TOKEN, output_text=answered), Source.ESTIMATED)
+
+
+def _told(call: Call) -> int:
+    """Bytes of text in the request. A form, which has no members, is mostly a file."""
+    if call.body.member is None or not call.body.replayable:
+        return 0
+    return sum(len(_BINARY.sub(b"", chunk)) for chunk in call.body.open())
+
+
+def _possible(usage: Usage) -> Usage:
+    """The same where every count is one. A backend's own mistake must not book a credit."""
+    counts = usage.buckets()
+    possible = {name: min(max(count, 0), MAX_TOKENS) if type(count) is int else 0 for name, count in counts.items()}
+    flags = tuple(dict.fromkeys((*usage.flags, "clamped")))
+    return usage if possible == counts else Usage(raw=usage.raw, flags=flags, **possible)
 
 
 def _object(body: bytes) -> Mapping[str, Any] | None:

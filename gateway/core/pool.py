@@ -5,6 +5,7 @@ Available = Healthy and not Full. In this version a pool has one credential and 
 
 from __future__ import annotations
 
+import collections
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ THRESHOLD = 3
 BACKOFF_S = (2.0, 60.0)
 """The first and the longest rest where the upstream names no time."""
 FOREVER = float("inf")
+NEVER = -FOREVER
+TIDY_AT = 1000
 
 
 class MemoryCooldowns:
@@ -28,10 +31,19 @@ class MemoryCooldowns:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._resting: dict[str, tuple[float, str]] = {}
+        self._tidy_at = TIDY_AT
 
     def cool(self, subject: str, until: float, reason: str) -> None:
         if until > self.until(subject):
             self._resting[subject] = (until, reason)
+        if len(self._resting) >= self._tidy_at:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget what is over: behind a glob the clients choose the names, and nobody may ask for one again."""
+        now = self._clock()
+        self._resting = {subject: rest for subject, rest in self._resting.items() if rest[0] > now}
+        self._tidy_at = max(TIDY_AT, 2 * len(self._resting))
 
     def until(self, subject: str) -> float:
         until, _ = self._resting.get(subject, (0.0, ""))
@@ -48,12 +60,34 @@ class MemoryCooldowns:
 
 
 @dataclass(slots=True)
-class _Record:
-    """What this worker saw of a deployment lately: who called it when, and who saw it fail when."""
+class _Latest:
+    """The latest moment, and the latest of anybody else: enough to tell whether a principal is the only one."""
 
-    callers: dict[int, float] = field(default_factory=dict)
-    failures: list[tuple[float, int]] = field(default_factory=list)
+    who: int | None = None
+    at: float = NEVER
+    others_at: float = NEVER
+
+    def note(self, who: int, at: float) -> None:
+        if who != self.who:
+            self.who, self.others_at = who, self.at
+        self.at = at
+
+    def besides(self, who: int) -> float:
+        return self.others_at if who == self.who else self.at
+
+
+@dataclass(slots=True)
+class _Record:
+    """What this worker saw of a deployment lately: who called it when, and who saw it fail when. Of a fixed size, whoever calls."""
+
+    called: _Latest = field(default_factory=_Latest)
+    failed: _Latest = field(default_factory=_Latest)
+    failures: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=THRESHOLD))
     rests: int = 0
+
+    def forget_failures(self) -> None:
+        self.failures.clear()
+        self.failed = _Latest()
 
 
 @dataclass(slots=True)
@@ -94,7 +128,7 @@ class Pool:
     def lease(self, candidate: Candidate, principal: int) -> Lease:
         """Hold the candidate for one attempt, and remember who called."""
         record = self._records.setdefault(candidate.deployment.subject, _Record())
-        record.callers[principal] = self._clock()
+        record.called.note(principal, self._clock())
         subject = candidate.deployment.subject
         self.in_flight[subject] = self.in_flight.get(subject, 0) + 1
         return Lease(self.in_flight, subject)
@@ -102,7 +136,7 @@ class Pool:
     def succeeded(self, candidate: Candidate) -> None:
         record = self._records.get(candidate.deployment.subject)
         if record is not None and (record.failures or record.rests):
-            record.failures.clear()
+            record.forget_failures()
             record.rests = 0
 
     def failed(self, candidate: Candidate, error: UpstreamError, principal: int, last_fit: bool) -> None:
@@ -124,16 +158,20 @@ class Pool:
     def _counts(self, subject: str, principal: int, now: float) -> bool:
         """Note the failure; true once the window holds enough, seen by two principals or by the only one that called."""
         record = self._records.setdefault(subject, _Record())
-        record.failures = [(at, who) for at, who in record.failures if at > now - WINDOW_S] + [(now, principal)]
-        record.callers = {who: at for who, at in record.callers.items() if at > now - WINDOW_S}
-        witnesses = {who for _, who in record.failures}
-        return len(record.failures) >= THRESHOLD and (len(witnesses) >= 2 or set(record.callers) <= {principal})
+        record.failures.append(now)
+        record.failed.note(principal, now)
+        since = now - WINDOW_S
+        enough = len(record.failures) == THRESHOLD and record.failures[0] > since
+        return enough and (record.failed.besides(principal) > since or record.called.besides(principal) <= since)
 
     def _cool(self, subject: str, now: float, reason: str) -> None:
+        """Each rest doubles the next; what fails while it rests was under way before, and is the same failure."""
+        if self._cooldowns.until(subject):
+            return
         record = self._records.setdefault(subject, _Record())
         longest = min(BACKOFF_S[0] * 2**record.rests, BACKOFF_S[1])
         record.rests = min(record.rests + 1, 10)
-        record.failures.clear()
+        record.forget_failures()
         self._cooldowns.cool(subject, now + longest * (0.5 + self._jitter() / 2), reason)
 
 
@@ -144,6 +182,4 @@ def _reset(error: UpstreamError, default: float) -> float:
 
 def _subjects(candidate: Candidate) -> tuple[str, ...]:
     deployment = candidate.deployment
-    if not deployment.credential_subject:
-        return (deployment.subject,)
     return (deployment.subject, deployment.credential_subject, f"{deployment.credential_subject}:{candidate.model}")

@@ -17,7 +17,7 @@ from gateway.concurrency import after
 from gateway.core.exchange import Ending, Exchange
 from gateway.core.head import Answer, Framing
 from gateway.core.ledger import Ledger
-from gateway.core.metering import NOTHING, from_events, metered, whole
+from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 EVENT_BYTES = 1 << 20
 """A longer event is passed on in pieces, unless it is the terminal one."""
 TERMINAL_EVENT_BYTES = 64 << 20
+USAGE_EVENTS = 4
 LINGER_S = 1.0
 """How long an upstream may stay open after its terminal event; then its connection is closed instead of used again."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -41,13 +42,15 @@ class Relay:
         self._codec = CODECS[exchange.call.dialect]
         self._chunks, self._pending = answer.reply.chunks, deque[bytes]([answer.head] if answer.head else [])
         self._rest = b""
-        self._usage_events = b""
+        self._usage_events = deque[bytes](maxlen=USAGE_EVENTS)
         self._delivered_bytes = self._delivered_events = 0
         self._terminal = self._finished = self._broke_event = self._over = False
         self._stop_lingering: Callable[[], None] | None = None
         self.status = exchange.status = answer.reply.status
         self.headers = answer.reply.headers
-        self._step = {Framing.EVENTS: self._events, Framing.WHOLE: self._stored, Framing.COUNTED: self._counted, Framing.OPEN: self._open}[answer.framing]
+        # Plain functions: a bound method kept here would be a cycle, and the bodies would stay until the collector comes by.
+        steps = {Framing.EVENTS: Relay._events, Framing.WHOLE: Relay._stored, Framing.COUNTED: Relay._counted, Framing.OPEN: Relay._open}
+        self._step: Callable[[Relay], bytes] = steps[answer.framing]
         if answer.framing is Framing.WHOLE:
             self._settle_whole(answer.head)
 
@@ -67,25 +70,31 @@ class Relay:
     def __next__(self) -> bytes:
         if self._over:
             raise StopIteration
-        return self._step()
+        return self._step(self)
 
     def close(self) -> None:
         """Abort the upstream and settle what ended early: the client left, or the server could not write to it. Idempotent."""
         self._over = True
         if self._stop_lingering is not None:
             self._stop_lingering()
-        self._answer.reply.close()
-        if self._exchange.ending is None:
-            self._settle_quietly(Ending.CLIENT_GONE)
+        try:
+            self._answer.reply.close()
+        finally:  # a backend's failing close must not cost the entry
+            if self._exchange.ending is None:
+                self._settle_quietly(Ending.CLIENT_GONE)
 
     # whole answers
 
     def _settle_whole(self, body: bytes) -> None:
-        if self.status >= 400:
-            self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
-        else:
-            usage = self._answer.reply.usage() or whole(self._exchange.call.dialect, body)
-            self._ledger.settle(self._exchange, Ending.COMPLETE, metered(usage, self._exchange.call, len(body), 0))
+        try:
+            usage = self._reported() or whole(self._exchange.call.dialect, body)
+            if self.status >= 400 or (usage is None and is_error(body)):
+                self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
+            else:
+                self._ledger.settle(self._exchange, Ending.COMPLETE, metered(usage, self._exchange.call, len(body), 0))
+        except BaseException:  # nobody gets this Relay, so nobody closes it
+            self._answer.reply.close()
+            raise
 
     def _stored(self) -> bytes:
         if not self._pending:
@@ -96,7 +105,13 @@ class Relay:
     # answers of bytes
 
     def _counted(self) -> bytes:
-        block = self._pull_or_break()
+        try:
+            block = self._pull_or_break()
+        except StopIteration:
+            if self._delivered_bytes < self._answer.length and not self._exchange.left:  # without this the client would wait for the rest
+                self._settle_quietly(Ending.UPSTREAM_TRUNCATED)
+                raise UpstreamInterrupted("The upstream's answer is shorter than it said.") from None
+            raise
         self._delivered_bytes += len(block)
         if self._delivered_bytes >= self._answer.length:
             self._settle_or_break(Ending.COMPLETE)
@@ -161,7 +176,7 @@ class Relay:
         if self._answer.hides_usage and _NO_CHOICES.search(events):
             events = b"".join(raw for raw in sse.split(events) if not _only_usage(raw))
         self._finished = self._finished or _FINISHED.search(events) is not None
-        self._delivered_events += events.count(b"\n\n")
+        self._delivered_events += events.count(b"\ndata:") + events.startswith(b"data:")
         if self._codec.terminal_candidate.search(events):
             return self._split_terminal(events)
         return events
@@ -176,11 +191,8 @@ class Relay:
         return piece
 
     def _note_usage(self, events: bytes) -> None:
-        last = b""
-        for raw in sse.split(events):
-            if _USAGE.search(raw):
-                last = raw
-        self._usage_events = last
+        """Keep the last few: what only looks like a usage must not push out the one that is."""
+        self._usage_events.extend(raw for raw in sse.split(events) if _USAGE.search(raw))
 
     def _split_terminal(self, events: bytes) -> bytes:
         """Everything before the terminal event leaves now; the rest is queued behind the settlement."""
@@ -206,7 +218,8 @@ class Relay:
             rest, self._rest = self._rest, b""
             return rest
         if self._stop_lingering is None:
-            self._stop_lingering = after(LINGER_S, lambda: self._exchange.call.cancel.fire("complete"))
+            cancel = self._exchange.call.cancel
+            self._stop_lingering = after(LINGER_S, lambda: cancel.fire("complete"))
         try:
             return self._pull()  # what little follows; reading to the end also lets the connection be used again
         except StopIteration:
@@ -218,7 +231,11 @@ class Relay:
             raise StopIteration from None
 
     def _ended(self) -> bytes:
-        """The upstream ended cleanly, but without the terminal event."""
+        """The upstream ended cleanly, but without the terminal event, or without the blank line after it."""
+        if self._rest and self._codec.is_terminal(sse.parse(self._rest)):
+            self._note_usage(self._rest)
+            self._terminal = True
+            return self._after_terminal()
         if self._finished and not self._rest and self._one_choice():
             self._over = True
             try:
@@ -267,8 +284,16 @@ class Relay:
         return Ending.UPSTREAM_TRUNCATED if isinstance(error, UpstreamError | Cancelled) else Ending.UPSTREAM_ERROR
 
     def _settle(self, ending: Ending) -> None:
-        usage: Usage | None = self._answer.reply.usage() or from_events(self._exchange.call.dialect, self._usage_events)
+        usage = self._reported() or from_events(self._exchange.call.dialect, b"".join(self._usage_events))
         self._ledger.settle(self._exchange, ending, metered(usage, self._exchange.call, self._delivered_bytes, self._delivered_events))
+
+    def _reported(self) -> Usage | None:
+        """What the backend itself says was used."""
+        try:
+            return self._answer.reply.usage()
+        except Exception as error:  # a stranger's function: the call is booked all the same
+            log.error("the backend's usage failed: %s", type(error).__name__, exc_info=error, extra={"exchange": self._exchange.id})
+            return None
 
     def _settle_quietly(self, ending: Ending) -> None:
         """Where the client already sees that the answer is not whole: a failed commit is in the log, and changes nothing."""

@@ -153,7 +153,7 @@ def _database(settings: Settings, database: Database, secrets: Secrets | None, a
         yield problem("database", str(error.__cause__ if isinstance(error.__cause__, CannotOpen) else error))
         return
     if pending:
-        yield problem("database", f"{len(pending)} migrations are pending; run `gateway migrate`")
+        yield problem("database", f"migrations are pending ({', '.join(pending)}); run `gateway migrate`")
         return
     yield ok("database", f"{database} is up to date")
     yield from _accounts(database)
@@ -167,7 +167,7 @@ def _accounts(database: Database) -> Iterator[Finding]:
     if not keys:
         yield warning("keys", "there is no API key yet: gateway user create NAME, then gateway key create --user NAME")
     else:
-        yield ok("keys", f"{len(keys)} API keys")
+        yield ok("keys", f"API keys: {len(keys)}")
 
 
 def _catalog(settings: Settings, database: Database, secrets: Secrets, at: int) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from gateway.secrets import KeyHasher, Secrets, SecretsError, load_secrets, mint
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, pools
 from gateway.store.accounts import ApiKey
-from gateway.store.database import Database
+from gateway.store.database import Conflict, Database
 
 ECHO = "echo"
 FIRST_USER, FIRST_LABEL = "admin", "first"
@@ -50,7 +50,11 @@ def prepare(settings: Settings, database: Database, at: int) -> Prepared:
     applied = tuple(database.migrate())
     in_use = database.read(lambda: (bool(accounts.list_keys()), bool(pools.list_credentials())))
     secrets = _secrets(settings, keys_in_use=in_use[0], credentials_in_use=in_use[1])
-    return Prepared(applied, secrets, database.write(lambda: _seed(at)))
+    try:
+        seeded = database.write(lambda: _seed(at))
+    except Conflict:  # another process, at this very moment
+        seeded = False
+    return Prepared(applied, secrets, seeded)
 
 
 def _make_directory(path: Path, setting: str) -> None:
@@ -111,7 +115,10 @@ def first_key(database: Database, hasher: KeyHasher, at: int) -> MintedKey | Non
             return None
         return insert_key(secret, hasher, accounts.create_user(FIRST_USER, at).id, at, FIRST_LABEL, (), None)
 
-    key = database.write(create)
+    try:
+        key = database.write(create)
+    except Conflict:  # another process, at this very moment
+        key = None
     return None if key is None else MintedKey(key, Secret(secret))
 
 

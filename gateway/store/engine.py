@@ -87,7 +87,7 @@ class Engine(ABC):
 
     @abstractmethod
     def migration_lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held by one runner of migrations at a time; waits for it."""
+        """Held by one runner of migrations at a time; waits for it. A new SQLite file must not be opened before: turning WAL on does not wait."""
 
     @abstractmethod
     def _prepare(self, read_only: bool, patient: bool) -> None:
@@ -117,9 +117,9 @@ class Engine(ABC):
     def migrating(self) -> Iterator[None]:
         """A connection that may change the schema, under the migration lock. Raises CannotOpen for whatever goes wrong inside."""
         self.create()
-        self.open(read_only=False, patient=True)
         try:
             with self.migration_lock():
+                self.open(read_only=False, patient=True)
                 yield
         except (*DRIVER_ERRORS, OSError) as error:
             raise CannotOpen(f"cannot migrate the database {self.place}: {self._reason(error)}") from error
@@ -217,10 +217,8 @@ class SqliteEngine(Engine):
         self._path = path
         self.place = str(path)
         # The wait for a lock ends before the caller's does, so that the caller learns of the lock.
-        pragmas = {"synchronous": "FULL", "foreign_keys": 1}
-        self.peewee = _UnlockedSqlite(
-            f"file:{quote(str(path))}?mode=rw", pragmas=pragmas, lock_type="IMMEDIATE", timeout=0.8 * timeout_s, autoconnect=False, uri=True
-        )
+        options = {"pragmas": {"synchronous": "FULL", "foreign_keys": 1}, "lock_type": "IMMEDIATE", "timeout": 0.8 * timeout_s}
+        self.peewee = _UnlockedSqlite(f"file:{quote(str(path))}?mode=rw", autoconnect=False, uri=True, **options)
 
     def worker(self, run: Callable[[list[Job]], None], name: str, limit: int) -> Worker:
         return NativeWorker(run, name, limit)
@@ -311,6 +309,7 @@ class PostgresEngine(Engine):
 
     @contextlib.contextmanager
     def migration_lock(self) -> Iterator[None]:
+        self.open(read_only=False, patient=True)
         self.peewee.execute_sql("SELECT pg_advisory_lock(%s)", (_MIGRATION_LOCK,))
         yield  # the lock ends with the connection, which a migration does not share
 

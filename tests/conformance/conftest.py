@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.conformance.models import SERVED, deploy_all
 from tests.fakes.gateway import RunningGateway
 from tests.fakes.provider import Provider

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.fakes.answers import Action, Answer, CloseAt, Default, ErrorEvent, RateLimited, ShortContentLength, Silent, StallAt, Status, Step, WithoutDone
 from tests.fakes.gateway import RunningGateway, free_port
@@ -58,7 +59,7 @@ class ByModel:
 def deploy_all(gateway: RunningGateway, provider: Provider) -> None:
     """Every model above, each with a deployment and a credential of its own."""
     for name in (*SERVED, *ALIASES, *MISBEHAVIOURS):
-        limits = {"first_byte_s": 0.3} if name == "is-silent-too-long" else {}
+        limits: Any = {"first_byte_s": 0.3} if name == "is-silent-too-long" else {}
         gateway.deploy(name, provider.url, price=PRICE_PICO_USD, upstream_model=ALIASES.get(name), **limits)
     gateway.deploy(UNREACHABLE, f"http://127.0.0.1:{free_port()}/v1", price=PRICE_PICO_USD)
     for path in ("/v1/chat/completions", "/v1/responses"):

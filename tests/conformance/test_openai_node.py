@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.conformance.conftest import BODY_LIMIT
 from tests.conformance.models import SERVED
 from tests.fakes.gateway import RunningGateway

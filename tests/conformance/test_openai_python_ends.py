@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from gateway.store.ledger import Entry
 from tests.conformance.models import SERVED
 from tests.fakes.gateway import RunningGateway
@@ -78,9 +79,9 @@ def test_giving_up_on_a_silent_upstream_ends_its_work(client: openai.OpenAI, gat
 
 @pytest.mark.parametrize("ask", [chat("breaks", stream=True), chat("stops-talking", stream=True), response("breaks", stream=True)])
 def test_a_cut_stream_is_an_error_and_no_silent_end(client: openai.OpenAI, gateway: RunningGateway, ask: Ask) -> None:
-    stream, seen = ask(client), []
+    stream = ask(client)
     with pytest.raises(openai.APIError) as caught:
-        seen.extend(stream)
+        list(stream)
     assert type(caught.value) is openai.APIError
     assert caught.value.code == "upstream_interrupted"
     request_id = stream.response.headers["x-request-id"]
@@ -90,10 +91,10 @@ def test_a_cut_stream_is_an_error_and_no_silent_end(client: openai.OpenAI, gatew
 
 
 def test_what_came_before_a_cut_is_delivered(client: openai.OpenAI) -> None:
-    stream, told = chat("breaks", stream=True)(client), ""
+    stream, seen = chat("breaks", stream=True)(client), []
     with pytest.raises(openai.APIError):
-        for chunk in stream:
-            told += chunk.choices[0].delta.content
+        seen.extend(stream)
+    told = "".join(chunk.choices[0].delta.content for chunk in seen)
     assert told.startswith("Grüße ")
     assert TEXT.startswith(told)
 
@@ -138,6 +139,12 @@ def identified(ask: Ask) -> Ask:
     return lambda client: ask(client)._request_id
 
 
+def speech_events(client: openai.OpenAI) -> Any:
+    with client.audio.speech.with_streaming_response.create(model=SPEECH, voice="alloy", input="x", stream_format="sse") as answer:
+        assert b"speech.audio.done" in answer.read()
+        return answer.headers["x-request-id"]
+
+
 @pytest.mark.parametrize(
     ("ask", "source", "amount"),
     [
@@ -154,6 +161,7 @@ def identified(ask: Ask) -> Ask:
         (drained(lambda client: client.images.generate(model=IMAGE, prompt="x", stream=True)), "provider", BOOKED_NANO_USD),
         (identified(lambda client: client.audio.transcriptions.create(model=LISTENING, file=("a.wav", AUDIO))), "provider", BOOKED_NANO_USD),
         (drained(lambda client: client.audio.transcriptions.create(model=LISTENING, file=("a.wav", AUDIO), stream=True)), "provider", BOOKED_NANO_USD),
+        (speech_events, "provider", BOOKED_NANO_USD),
         (identified(lambda client: client.moderations.create(model=MODERATION, input="x")), "none", 0),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from tests.conformance.conftest import BODY_LIMIT
 from tests.conformance.models import REFUSAL, SERVED, UNREACHABLE
 from tests.fakes.answers import RateLimited
@@ -73,7 +74,11 @@ def test_an_upstreams_refusal_keeps_its_class(client: openai.OpenAI, model: str,
         (chat(CHAT, store=True), "store_not_served", "store"),
         (lambda client: client.responses.create(model=CHAT, input="x", store=True), "store_not_served", "store"),
         (lambda client: client.responses.create(model=CHAT, input="x", background=True), "background_not_served", "background"),
-        (lambda client: client.responses.create(model=CHAT, input="x", previous_response_id="resp_1"), "previous_response_id_not_served", "previous_response_id"),
+        (
+            lambda client: client.responses.create(model=CHAT, input="x", previous_response_id="resp_1"),
+            "previous_response_id_not_served",
+            "previous_response_id",
+        ),
         (lambda client: client.responses.create(model=CHAT, input="x", conversation="conv_1"), "conversation_not_served", "conversation"),
         (lambda client: client.responses.create(model=CHAT, input="x", prompt={"id": "pmpt_1"}), "prompt_not_served", "prompt"),
         (lambda client: client.embeddings.create(model="echo", input="x"), "endpoint_not_served", "model"),

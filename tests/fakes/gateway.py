@@ -249,8 +249,18 @@ class RunningGateway:
     def new_user(self, name: str) -> int:
         return int(self.write(lambda: accounts.create_user(name, now())).id)
 
-    def deploy(self, model: str, base_url: str, *, name: str | None = None, secret: str = "sk-upstream-secret", price: int | None = 1000, **fields: Any) -> str:
-        """A model served by an OpenAI-like upstream; each deployment has a credential of its own. `price` is pico-dollars for every token."""
+    def deploy(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        name: str | None = None,
+        secret: str = "sk-upstream-secret",
+        price: int | None = 1000,
+        backend: str = "openai",
+        **fields: Any,
+    ) -> str:
+        """A model served by an OpenAI-like upstream or another backend; each deployment has its own credential. `price` is pico-dollars for every token."""
         name = name or model.replace("*", "any").replace("/", "-")
 
         def work() -> None:
@@ -258,7 +268,7 @@ class RunningGateway:
             row = catalog.find_model(model) or catalog.create_model(model, at)
             place = pools.credential_place
             credential = pools.create_credential(f"{name}-key", secret[-4:], at, lambda id: self.secrets.vault.seal(secret, place(id)))
-            catalog.create_deployment(name, row.id, "openai", at, base_url=base_url, credential_id=credential.id, **fields)
+            catalog.create_deployment(name, row.id, backend, at, base_url=base_url, credential_id=credential.id, **fields)
             upstream = fields.get("upstream_model") or model
             if price is not None and not any(known.model == upstream for known in catalog.list_prices()):
                 rates = dict.fromkeys(("input_uncached", "cache_read", "output_text", "reasoning", "audio_in", "audio_out", "image_in"), price)

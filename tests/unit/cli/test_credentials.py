@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.gateway import ROOT
 from tests.unit.cli.conftest import Result, Typed
 
 SECRET = "sk-canary-0123456789"
@@ -36,6 +41,25 @@ def test_a_secret_is_never_an_argument_and_not_repeated(installed: Typed) -> Non
 def test_without_a_terminal_nothing_is_asked(installed: Typed) -> None:
     result = installed("credential", "create", "main", stdin=SECRET)
     assert (result.code, "no terminal" in result.err) == (2, True)
+
+
+def test_at_a_terminal_the_secret_is_asked_for_and_not_echoed(installed: Typed) -> None:
+    keyboard, terminal = os.openpty()
+    command = [sys.executable, "-m", "gateway.cli", "credential", "create", "main"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True)
+    os.close(terminal)
+    screen = b""
+    while b"Secret: " not in screen:
+        screen += os.read(keyboard, 1000)
+    os.write(keyboard, SECRET.encode() + b"\n")
+    with contextlib.suppress(OSError):  # the terminal's end
+        while piece := os.read(keyboard, 1000):
+            screen += piece
+    os.close(keyboard)
+    assert process.wait(10) == 0
+    assert SECRET.encode() not in screen
+    assert "…6789" in installed("credential", "list").out
 
 
 def test_a_replaced_secret_is_the_next_version(installed: Typed) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +12,7 @@ from gateway.cli import main
 from tests.unit.cli.conftest import Typed
 
 LEAVES = sorted(
-    f"{name} {leaf}" if leaf else name
-    for name, command in main.commands.items()
-    for leaf in (command.commands if hasattr(command, "commands") else [""])  # type: ignore[attr-defined]
+    f"{name} {leaf}" if leaf else name for name, command in main.commands.items() for leaf in (command.commands if hasattr(command, "commands") else [""])
 )
 LISTS = ("user list", "key list", "model list", "deployment list", "credential list", "price list", "report", "plugins", "doctor")
 
@@ -122,7 +121,5 @@ def test_control_characters_of_an_argument_do_not_reach_the_terminal(installed: 
 
 def test_the_command_starts_without_the_web_framework_and_the_server() -> None:
     """What `gateway --help` does not import, it does not wait for."""
-    import subprocess  # this test is about a fresh process
-
     code = "import sys, gateway.cli; print([name for name in ('flask', 'gevent', 'gunicorn', 'prometheus_client') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout == "[]\n"

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.gateway import ROOT
 from tests.unit.cli.conftest import Typed
 
 
@@ -17,6 +22,18 @@ def test_migrate_says_what_it_did_and_that_the_secrets_must_be_kept(gateway: Typ
 def test_migrate_in_json(gateway: Typed) -> None:
     document = gateway("migrate", "--json").json()
     assert (document["applied"][0], document["seeded"], len(document["secrets_created"])) == ("0001_initial", True, 2)
+
+
+def test_two_at_once_prepare_an_installation_once(gateway: Typed) -> None:
+    command = [sys.executable, "-m", "gateway.cli", "migrate", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=20) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    documents = [json.loads(out) for out, _ in outputs]
+    assert sorted(document["seeded"] for document in documents) == [False, True]
+    assert sorted(len(document["applied"]) for document in documents)[0] == 0
+    assert [item["name"] for item in gateway("deployment", "list", "--json").json()] == ["echo"]
 
 
 def test_the_doctor_ends_with_0_where_all_is_well_and_with_1_where_something_is_wrong(installed: Typed) -> None:

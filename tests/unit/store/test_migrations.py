@@ -19,7 +19,14 @@ from gateway.store.models import database as bound
 from tests.fakes.postgres import Postgres
 
 Opener = Callable[..., Database]
-RUNNER = "import sys; from gateway.store.database import Database; print(Database(sys.argv[1]).migrate())"
+RUNNER = """
+import sys
+from gateway.store.database import Database
+database = Database(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(database.migrate())
+"""
 
 
 def test_migrations_are_applied_once(sqlite_url: str, opened: Opener) -> None:
@@ -34,12 +41,19 @@ def test_an_empty_server_database_has_everything_pending(postgres_url: str, open
     assert opened(postgres_url, migrate=False).pending() == ["0001_initial"]
 
 
-def test_two_processes_apply_each_migration_once(url: str, opened: Opener) -> None:
-    command = [sys.executable, "-W", "error", "-c", RUNNER, url]
-    runners = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+def test_processes_that_start_together_apply_each_migration_once(url: str, opened: Opener) -> None:
+    command = [sys.executable, "-c", RUNNER, url]
+    runners = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for runner in runners:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == "ready\n"
+    for runner in runners:
+        assert runner.stdin is not None
+        runner.stdin.write("go\n")
+        runner.stdin.flush()
     answers = sorted(runner.communicate(timeout=30)[0].strip() for runner in runners)
 
-    assert answers == ["['0001_initial']", "[]", "[]"]
+    assert answers == ["['0001_initial']", "[]", "[]", "[]"]
     assert opened(url, migrate=False).pending() == []
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -172,3 +174,17 @@ def test_a_statement_that_takes_too_long_is_broken_off(postgres_url: str, opened
 
     database.write(add("next"))
     assert names(database) == ["next"]
+
+
+def test_a_silent_server_holds_nobody_up_for_another(opened: Opener) -> None:
+    """Each of three connections dials for 2 s, the driver's least; one after the other they would take 6 s."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(3) as pool:
+        database = opened(f"postgresql://gateway@127.0.0.1:{silent.getsockname()[1]}/any", migrate=False, timeout_s=20)
+        begun = time.monotonic()
+        asks: list[Callable[[], object]] = [lambda: database.write(add("a")), *[lambda: database.read(accounts.list_users)] * 2]
+        asked = [pool.submit(ask) for ask in asks]
+        errors = [each.exception(30) for each in asked]
+        took_s = time.monotonic() - begun
+
+    assert [type(error) for error in errors] == [StoreUnavailable] * 3
+    assert took_s < 5

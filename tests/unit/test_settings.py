@@ -1,0 +1,174 @@
+"""Settings: every problem at once, precedence, and nothing secret in what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import NAMES, Settings, SettingsError
+
+
+def problems(environment: dict[str, str], directory: Path) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as error:
+        Settings.load(environment, directory)
+    return error.value.problems
+
+
+def test_nothing_set_gives_the_defaults(tmp_path: Path) -> None:
+    settings = Settings.load({}, tmp_path)
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8080, 1)
+    assert settings.warnings == ()
+
+
+def test_environment_wins_over_local_file_over_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_PORT=1001\nGATEWAY_HOST=one\nWEB_CONCURRENCY=2\n")
+    (tmp_path / ".env.local").write_text("GATEWAY_PORT=1002\nGATEWAY_HOST=two\n")
+    settings = Settings.load({"GATEWAY_PORT": "1003"}, tmp_path)
+    assert (settings.port, settings.host, settings.workers) == (1003, "two", 2)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t"])
+def test_empty_value_means_unset_and_hides_no_other(tmp_path: Path, empty: str) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_PORT=1001\nGATEWAY_HOST=\n")
+    (tmp_path / ".env.local").write_text(f"GATEWAY_PORT='{empty}'\n")
+    settings = Settings.load({"GATEWAY_PORT": empty, "DATABASE_URL": empty}, tmp_path)
+    assert (settings.port, settings.host, settings.database_url) == (1001, "127.0.0.1", None)
+
+
+def test_values_in_files_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('# a comment\nexport GATEWAY_HOST="::1"\nDATABASE_URL=postgresql://u:$HOME${X}@h/d # trailing\n')
+    settings = Settings.load({}, tmp_path)
+    assert (settings.host, settings.database_url) == ("::1", "postgresql://u:$HOME${X}@h/d")
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_PROT=1\nGATEWAY_IDLE_S=soon\n")
+    (tmp_path / ".env.local").write_text("GATEWAY_ZZZZZZ=1\n")
+    found = problems({"GATEWAY_PORT": "0", "OPENAI_BASE_URL": "ftp://x", "GATEWAY_FIRST_BYTE_S": "900"}, tmp_path)
+    assert found[:2] == (".env: unknown setting GATEWAY_PROT; did you mean GATEWAY_PORT?", ".env.local: unknown setting GATEWAY_ZZZZZZ")
+    assert [line.split()[0] for line in found[2:]] == ["GATEWAY_PORT", "OPENAI_BASE_URL", "GATEWAY_IDLE_S"]
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_PROT", "GATEWAY_SERVICE_HOST", "GATEWAY_PORT_8080_TCP"])
+def test_unknown_setting_in_the_environment_is_a_warning(tmp_path: Path, name: str) -> None:
+    settings = Settings.load({name: "1", "OTHER": "2", "GATEWAY_KEY": "gw_user_x"}, tmp_path)
+    assert len(settings.warnings) == 1
+    assert settings.warnings[0].startswith(f"unknown setting {name}")
+
+
+def test_kubernetes_service_link_is_ignored_and_hides_no_file(tmp_path: Path) -> None:
+    (tmp_path / ".env.local").write_text("GATEWAY_PORT=9000\n")
+    settings = Settings.load({"GATEWAY_PORT": "tcp://10.0.0.1:8080"}, tmp_path)
+    assert settings.port == 9000
+    assert settings.warnings == ("GATEWAY_PORT is ignored: its value looks like a Kubernetes service link",)
+
+
+BAD = {
+    "GATEWAY_HOST": ["http://x", "a b", "u@h"],
+    "GATEWAY_PORT": ["0", "65536", "-1", "80.0", "eighty", "+-5", "1_000", "9" * 5000, "\u0661"],
+    "WEB_CONCURRENCY": ["0", "65", "auto"],
+    "DATABASE_URL": ["mysql://u:hunter22@h/d", "gateway.db", "sqlite:/x"],
+    "GATEWAY_MASTER_KEY": ["short"],
+    "GATEWAY_PEPPER": ["short"],
+    "GATEWAY_METRICS_TOKEN": ["short"],
+    "OPENAI_BASE_URL": [
+        "api.openai.com",
+        "ftp://h",
+        "http://",
+        "http://u:hunter22@h/v1",
+        "http://:hunter22@h/v1",
+        "http://h/v1?x=1",
+        "http://h/v1#x",
+        "http://h:99999/v1",
+        "http://h:0/v1",
+        "http://h:x/v1",
+        "http://a b/v1",
+        "http://h/v 1",
+        "http://[::1/v1",
+        "http://h\nx/v1",
+    ],
+    "GATEWAY_UNPRICED": ["yes"],
+    "GATEWAY_JSON_LIMIT": ["999", "1e6", "20MB"],
+    "GATEWAY_UPLOAD_LIMIT": ["0"],
+    "GATEWAY_BODY_S": ["0", "-1", "nan", "inf", "soon", "86401"],
+    "GATEWAY_TOTAL_S": ["0.001"],
+    "GATEWAY_DRAIN_S": ["1.5"],
+    "GATEWAY_LOG_LEVEL": ["loud"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_malformed_value_is_one_clear_line_that_does_not_show_it(tmp_path: Path, name: str, value: str) -> None:
+    (line,) = problems({name: value}, tmp_path)
+    assert line.startswith(f"{name} ")
+    assert "\n" not in line
+    assert "hunter22" not in line
+    assert "invalid literal" not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://api.openai.com/v1/", "https://api.openai.com/v1"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("https://my_host.example/a/b@1/", "https://my_host.example/a/b@1"),
+    ],
+)
+def test_base_url_loses_its_last_slash(tmp_path: Path, value: str, expected: str) -> None:
+    assert Settings.load({"OPENAI_BASE_URL": value}, tmp_path).openai_base_url == expected
+
+
+def test_good_values_are_parsed(tmp_path: Path) -> None:
+    environment = {"GATEWAY_UNPRICED": "Refuse", "GATEWAY_LOG_LEVEL": "DEBUG", "GATEWAY_IDLE_S": "1e1", "GATEWAY_PORT": " 9000 ", "GATEWAY_POLICY": "a.b:C"}
+    settings = Settings.load(environment, tmp_path)
+    assert (settings.unpriced, settings.log_level, settings.idle_s, settings.port, settings.policy) == ("refuse", "debug", 10.0, 9000, "a.b:C")
+    assert settings.deadlines.idle_s == 10.0
+
+
+def test_file_that_cannot_be_read_is_a_problem_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"GATEWAY_HOST=\xff\n")
+    assert problems({}, tmp_path) == (".env cannot be read: it is not UTF-8",)
+
+
+def test_secrets_do_not_show(tmp_path: Path) -> None:
+    secret = "very-secret-value-0123456789"
+    environment = {name: secret for name in ("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN")}
+    settings = Settings.load(environment | {"DATABASE_URL": f"postgresql://u:{secret}@h/d"}, tmp_path)
+    assert secret not in repr(settings) + str(settings)
+    assert settings.openai_api_key is not None
+    assert settings.openai_api_key.reveal() == secret
+
+
+@pytest.mark.parametrize(
+    ("data", "secrets", "run"),
+    [
+        ("data", "data-secrets", "data/run"),
+        ("a/b/", "a/b-secrets", "a/b/run"),
+        (".", "../{name}-secrets", "run"),
+        ("a/..", "../{name}-secrets", "run"),
+    ],
+)
+def test_secrets_lie_beside_the_data_and_run_files_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, secrets: str, run: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    settings = Settings.load({"GATEWAY_DATA_DIR": data}, tmp_path)
+    assert settings.secrets_path == (tmp_path / secrets.format(name=tmp_path.name)).resolve()
+    assert settings.run_path == tmp_path / run
+    assert settings.database == f"sqlite:///{(tmp_path / data).resolve()}/gateway.db"
+
+
+@pytest.mark.parametrize("environment", [{"GATEWAY_DATA_DIR": "/"}, {"GATEWAY_DATA_DIR": "d", "GATEWAY_SECRETS_DIR": "d/keys"}, {"GATEWAY_SECRETS_DIR": "data"}])
+def test_secrets_within_the_data_are_refused(tmp_path: Path, environment: dict[str, str]) -> None:
+    (line,) = problems(environment, tmp_path)
+    assert line.startswith("GATEWAY_SECRETS_DIR must not be inside")
+
+
+def test_settings_without_an_environment_read_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GATEWAY_PORT", "9123")
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load().port == 9123
