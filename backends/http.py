@@ -84,7 +84,7 @@ class Transport:
         try:
             return self._over(self._dial(origin, request), origin, request)
         except _Stale as error:
-            raise UpstreamUnreachable("the upstream closed the connection without an answer") from error.__cause__
+            raise UpstreamUnreachable("The upstream closed the connection without an answer.") from error.__cause__
 
     def _over(self, connection: Connection, origin: Origin, request: _Request) -> Response:
         """One request and the head of its answer over this connection. Raises _Stale if not a byte came back."""
@@ -195,17 +195,17 @@ class _Request:
                 data = connection.receive(wait_s, self.deadline, phase)
             except OSError as error:
                 if reader.started:
-                    raise UpstreamProtocolError("the upstream broke off within the head of its answer") from error
+                    raise UpstreamProtocolError("The upstream broke off within the head of its answer.") from error
                 raise _Stale from error
             if not data:
                 if reader.started:
-                    raise UpstreamProtocolError("the upstream broke off within the head of its answer")
+                    raise UpstreamProtocolError("The upstream broke off within the head of its answer.")
                 raise _Stale
             try:
                 block = reader.feed(data)
             except Malformed as error:
                 if not reader.head_done:
-                    raise UpstreamProtocolError("the upstream's answer is not HTTP as it should be") from error
+                    raise UpstreamProtocolError("The upstream's answer is not HTTP as it should be.") from error
                 return reader.rest(), error
             if reader.head_done:
                 return block, None
@@ -254,7 +254,7 @@ class Chunks:
     def close(self) -> None:
         """Give up what is not read to its end."""
         if self._connection is not None or self._ready:
-            self._ending = UpstreamInterrupted("the answer was given up")
+            self._ending = UpstreamInterrupted("The answer was given up.")
             self._ready = b""
             self._drop()
 
@@ -262,16 +262,16 @@ class Chunks:
         reader = connection.reader
         while True:
             if self._fault is not None:
-                raise UpstreamInterrupted("the upstream's answer broke its own framing") from self._fault
+                raise UpstreamInterrupted("The upstream's answer broke its own framing.") from self._fault
             if self._cancel.reason is not None:
                 raise Cancelled(self._cancel.reason)
             try:
                 data = connection.receive(self._idle_s, self._deadline, "idle")
             except OSError as error:
-                raise UpstreamInterrupted("the upstream broke off its answer") from error
+                raise UpstreamInterrupted("The upstream broke off its answer.") from error
             if not data:
                 if not reader.until_close or self._cancel.reason is not None:
-                    raise UpstreamInterrupted("the upstream broke off its answer")
+                    raise UpstreamInterrupted("The upstream broke off its answer.")
                 self._drop()
                 raise StopIteration
             try:

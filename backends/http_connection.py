@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 from backends.http_message import Reader
@@ -23,11 +24,13 @@ RECEIVE_BUFFER_BYTES = 262_144
 """A stalled client's stream would otherwise grow to megabytes of kernel memory."""
 NAMES_LIVE_S = 5.0
 
-_MESSAGES = {
-    "first_byte": "the upstream did not begin to answer in time",
-    "idle": "the upstream fell silent",
-    "total": "the call took longer than it may",
-}
+_MESSAGES = MappingProxyType(
+    {
+        "first_byte": "The upstream did not begin to answer in time.",
+        "idle": "The upstream fell silent.",
+        "total": "The call took longer than it may.",
+    }
+)
 
 Clock = Callable[[], float]
 Address = tuple[int, Any]
@@ -281,7 +284,7 @@ class Dial:
             except BaseException:
                 self._drop()
                 raise
-        raise UpstreamUnreachable("the upstream's name has no address")
+        raise UpstreamUnreachable("The upstream's name has no address.")
 
     def _connected(self, family: int, address: Any, share_s: float, context: ssl.SSLContext | None) -> Connection:
         if share_s <= 0:
@@ -310,17 +313,17 @@ class Dial:
     def _resolved(self) -> list[Address]:
         lookup = self._names.look_up(self._host, self._port, self._woken)
         if not self._woken.wait(self._until - self._clock()):
-            raise UpstreamUnreachable("the upstream's name was not resolved in time")
+            raise UpstreamUnreachable("The upstream's name was not resolved in time.")
         if lookup.error is not None:
-            raise UpstreamUnreachable("the upstream's name could not be resolved") from lookup.error
+            raise UpstreamUnreachable("The upstream's name could not be resolved.") from lookup.error
         return lookup.addresses  # none if aborted
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, (TimeoutError, UpstreamTimeout)):
-        return "connecting to the upstream timed out"
+        return "Connecting to the upstream timed out."
     if isinstance(error, ConnectionRefusedError):
-        return "the upstream refused the connection"
+        return "The upstream refused the connection."
     if isinstance(error, ssl.SSLError):
-        return "no secure connection to the upstream could be made"
-    return "the upstream could not be reached"
+        return "No secure connection to the upstream could be made."
+    return "The upstream could not be reached."

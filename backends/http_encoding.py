@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Protocol
 
 from gateway.backend import Headers
@@ -17,7 +18,7 @@ RATIO_FREE_BYTES = 16_777_216
 
 _GZIP = zlib.MAX_WBITS | 16
 _RAW = -zlib.MAX_WBITS
-_WINDOW_BITS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+_WINDOW_BITS = MappingProxyType({"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS})
 
 
 class Blocks(Iterator[bytes], Protocol):
@@ -33,7 +34,7 @@ def window_bits(headers: Headers) -> int | None:
     if not encodings:
         return None
     if len(encodings) > 1 or encodings[0] not in _WINDOW_BITS:
-        raise UpstreamProtocolError("the upstream's answer is encoded in a way that was not asked for")
+        raise UpstreamProtocolError("The upstream's answer is encoded in a way that was not asked for.")
     return _WINDOW_BITS[encodings[0]]
 
 
@@ -74,7 +75,7 @@ class Decoded:
 
     def close(self) -> None:
         if self._tail or self._full:
-            self._broken = UpstreamInterrupted("the answer was given up")
+            self._broken = UpstreamInterrupted("The answer was given up.")
         self._blocks.close()
 
     def _receive(self) -> bytes:
@@ -82,7 +83,7 @@ class Decoded:
             data = next(self._blocks)
         except StopIteration:
             if self._received and not self._decoder.eof:
-                raise UpstreamInterrupted("the upstream's compressed answer was cut") from None
+                raise UpstreamInterrupted("The upstream's compressed answer was cut.") from None
             raise
         self._received += len(data)
         if self._first is None:
@@ -103,11 +104,11 @@ class Decoded:
         try:
             block = decoder.decompress(data, STEP_BYTES)
         except zlib.error as error:
-            raise UpstreamInterrupted("the upstream's compressed answer is broken") from error
+            raise UpstreamInterrupted("The upstream's compressed answer is broken.") from error
         self._tail = decoder.unconsumed_tail or decoder.unused_data
         # a full block may have left more inside the decoder, even where it took all its input
         self._full = len(block) == STEP_BYTES
         self._yielded += len(block)
         if self._yielded > RATIO_FREE_BYTES and self._yielded > MAX_RATIO * self._received:
-            raise UpstreamInterrupted("the upstream's compressed answer grows beyond measure")
+            raise UpstreamInterrupted("The upstream's compressed answer grows beyond measure.")
         return block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from backends.http_connection import Clock, Connection, literal
@@ -14,7 +15,7 @@ MAX_IDLE = 64
 """Idle connections kept per origin."""
 
 _HOST_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz.-_:"
-_PORTS = {"http": 80, "https": 443}
+_PORTS = MappingProxyType({"http": 80, "https": 443})
 
 
 class Origin:
@@ -79,7 +80,7 @@ def _parts(base: str) -> tuple[str, str, int]:
         parts = urlsplit(base)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise BadRequest("the upstream's url is none") from None
+        raise BadRequest("The upstream's URL is malformed.") from None
     if parts.scheme not in _PORTS or not host or host.strip(_HOST_CHARACTERS) or "@" in parts.netloc or parts.query or parts.fragment:
-        raise BadRequest("the upstream's url is none")
+        raise BadRequest("The upstream's URL is malformed.")
     return parts.scheme, host, port or _PORTS[parts.scheme]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from gateway.api.body import json_body
-from gateway.backend import Body, Call, Cancellation, Deadlines, Headers, Reply, Secret
+from gateway.api.body import json_body, read_body
+from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Headers, Reply, Secret, Services, Target
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.identity import Principal
 from gateway.core.routing import Candidate
 from gateway.dialects import document
+from gateway.dialects.events import BUCKETS
+from gateway.settings import Settings
 from gateway.store.catalog import Price
+from gateway.store.database import Database
 
 
 class Clock:
@@ -55,6 +63,22 @@ def call(raw: bytes = b'{"model":"m"}', dialect: str = "openai_chat", path: str 
         deadline=math.inf,
         cancel=Cancellation(),
     )
+
+
+def form(fields: Mapping[str, str], file: bytes) -> tuple[bytes, str]:
+    """A form with these fields and one file, and its content type."""
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+    parts += [b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\n\r\n', file, b"\r\n--b--\r\n"]
+    return b"".join(parts), "multipart/form-data; boundary=b"
+
+
+def form_call(fields: Mapping[str, str], file: bytes, path: str = "/audio/transcriptions") -> Call:
+    """A form as an upload endpoint takes it."""
+    raw, kind = form(fields, file)
+    environ = {"CONTENT_LENGTH": str(len(raw)), "wsgi.input": io.BytesIO(raw)}
+    received = read_body(environ, "form", kind, Settings())
+    made = call(dialect="openai_rest", path=path)
+    return dataclasses.replace(made, body=received.body, fields=received.fields, stream=received.fields.stream is True)
 
 
 def sent(body: Body) -> bytes:
@@ -121,3 +145,61 @@ SSE: Headers = (("content-type", "text/event-stream"),)
 def reply(items: Sequence[bytes | Exception], headers: Headers = SSE, status: int = 200) -> Reply:
     chunks = Chunks(items)
     return Reply(status, headers, chunks, chunks.close)
+
+
+JSON: Headers = (("content-type", "application/json"),)
+Step = Exception | Callable[[Call, Target], Reply] | None
+
+
+class Scripted(Backend):
+    """Plays its steps, one per attempt; None, and the end of the script, answer with `answer`. Remembers what it was sent.
+
+    As the backend "tests.factories:Scripted" it is built by the gateway itself.
+    """
+
+    dialects = frozenset({"openai_chat", "openai_completions", "openai_rest"})
+    needs_secret = False
+
+    def __init__(self, options: Any = None, services: Services | None = None) -> None:
+        super().__init__(options, services or Services())
+        self.steps: list[Step] = []
+        self.answer = b'{"id":1,"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
+        self.calls: list[Call] = []
+        self.targets: list[Target] = []
+        self.closed = 0
+
+    def play(self, *steps: Step) -> Scripted:
+        self.steps += steps
+        return self
+
+    def send(self, call: Call, target: Target) -> Reply:
+        self.calls.append(call)
+        self.targets.append(target)
+        step = self.steps.pop(0) if self.steps else None
+        if isinstance(step, Exception):
+            raise step
+        return step(call, target) if step else reply([self.answer], JSON)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def price(model: str = "m", rate: int = 1000, *, per_call_nano: int = 0, valid_from: int = 0, id: int = 1, **rates: int) -> Price:
+    """Every bucket at `rate` pico-USD a token but for those that are named."""
+    return Price(id, model, valid_from, dict.fromkeys(BUCKETS, rate) | rates, per_call_nano, "test", 0)
+
+
+@contextlib.contextmanager
+def migrated(directory: Path) -> Iterator[Database]:
+    """An empty database of the newest schema, in a SQLite file."""
+    database = Database(f"sqlite://{directory / 'gateway.db'}")
+    database.bind()
+    database.migrate()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -13,7 +13,7 @@ from gateway import __version__
 from gateway.api.openai import ENDPOINTS
 
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
-_ERROR = {"$ref": "#/components/schemas/Error"}
+_ERROR = MappingProxyType({"$ref": "#/components/schemas/Error"})
 _SUMMARIES = MappingProxyType(
     {
         "openai.models": "List the models that the key may use.",
@@ -91,7 +91,7 @@ def _summary(rule: Rule, path: str) -> str:
 
 def _responses(rule: Rule, path: str, policy: str) -> dict[str, Any]:
     def error(description: str) -> dict[str, Any]:
-        return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+        return {"description": description, "content": {"application/json": {"schema": dict(_ERROR)}}}
 
     if _is_unserved(rule):
         return {"401": error(_STATUSES["401"]), "501": error("Not served.")}

@@ -94,6 +94,8 @@ class Web:
 
     def _authorize(self, app: Flask) -> None:
         """Default deny, before a byte of the body is read."""
+        if (path := request.environ.get("PATH_INFO", "")).startswith("//"):  # Werkzeug would take it for one slash; what stands before us may not
+            raise NotFound(f"There is no {request.method} {path} here; /openapi.json lists what is served.")
         if request.endpoint is None:
             return  # no such route: Flask answers 404
         declared = getattr(app.view_functions[request.endpoint], "policy", None)

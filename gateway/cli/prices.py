@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -15,17 +16,19 @@ from gateway.store.catalog import Price
 
 RATE = Parsed("USD", prices.pico_per_token)
 PER_CALL = Parsed("USD", prices.nano_usd)
-OPTIONS = {
-    "input_uncached": ("--input", "Input tokens."),
-    "cache_read": ("--cache-read", "Input tokens read from the provider's cache. Default: as --input."),
-    "cache_write_5m": ("--cache-write-5m", "Input tokens written to its cache for 5 minutes. Default: as --input."),
-    "cache_write_1h": ("--cache-write-1h", "Input tokens written to its cache for an hour. Default: as --input."),
-    "audio_in": ("--audio-in", "Tokens of sound in the input. Default: as --input."),
-    "image_in": ("--image-in", "Tokens of images in the input. Default: as --input."),
-    "output_text": ("--output", "Output tokens."),
-    "reasoning": ("--reasoning", "Output tokens spent on reasoning. Default: as --output."),
-    "audio_out": ("--audio-out", "Tokens of sound in the output. Default: as --output."),
-}
+OPTIONS = MappingProxyType(
+    {
+        "input_uncached": ("--input", "Input tokens."),
+        "cache_read": ("--cache-read", "Input tokens read from the provider's cache. Default: as --input."),
+        "cache_write_5m": ("--cache-write-5m", "Input tokens written to its cache for 5 minutes. Default: as --input."),
+        "cache_write_1h": ("--cache-write-1h", "Input tokens written to its cache for an hour. Default: as --input."),
+        "audio_in": ("--audio-in", "Tokens of sound in the input. Default: as --input."),
+        "image_in": ("--image-in", "Tokens of images in the input. Default: as --input."),
+        "output_text": ("--output", "Output tokens."),
+        "reasoning": ("--reasoning", "Output tokens spent on reasoning. Default: as --output."),
+        "audio_out": ("--audio-out", "Tokens of sound in the output. Default: as --output."),
+    }
+)
 """The option of each bucket."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from gateway.errors import BadRequest
 
 _DURATION = re.compile(r"(\d{1,6})([smhdw])\Z", re.ASCII)
-_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_UNIT_MS = MappingProxyType({"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000})
 _MONTH = re.compile(r"(\d{4})-(\d{2})\Z", re.ASCII)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.errors import Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
@@ -24,7 +24,7 @@ class Presented:
 
     family: str
     scheme: str
-    value: str
+    value: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,9 @@ class Identity:
     def __init__(self, database: Database, hasher: KeyHasher, generation: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._hasher, self._generation, self._clock = database, hasher, generation, clock
         self._known: dict[str, tuple[float, int, ApiKey]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def authenticate(self, presented: Presented) -> Principal:
         """Raises Unauthenticated, or StoreUnavailable where the key is not in memory and the database does not answer."""

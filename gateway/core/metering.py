@@ -63,10 +63,11 @@ def metered(usage: Usage | None, call: Call, delivered_bytes: int, delivered_eve
     """The provider's usage where it gave one, else an estimate where the answer is text of a chat, or streamed."""
     if usage is not None:
         return Metered(_possible(usage), Source.PROVIDER)
-    if call.dialect not in CHAT_CODECS and not call.stream:
+    is_chat = call.dialect in CHAT_CODECS
+    if not is_chat and not call.stream:
         return NOTHING
-    # A streamed event carries about a token; the first and the last carry none.
-    answered = max(delivered_events - 2, 0) if delivered_events else delivered_bytes // BYTES_PER_TOKEN
+    # A streamed event carries about a token; the first and the last carry none. Other bytes than a chat's may be no text.
+    answered = max(delivered_events - 2, 0) if delivered_events else delivered_bytes // BYTES_PER_TOKEN if is_chat else 0
     return Metered(Usage(input_uncached=_told(call) // BYTES_PER_TOKEN, output_text=answered), Source.ESTIMATED)
 
 
@@ -80,9 +81,10 @@ def _told(call: Call) -> int:
 def _possible(usage: Usage) -> Usage:
     """The same where every count is one. A backend's own mistake must not book a credit."""
     counts = usage.buckets()
+    if all(type(count) is int and 0 <= count <= MAX_TOKENS for count in counts.values()):
+        return usage
     possible = {name: min(max(count, 0), MAX_TOKENS) if type(count) is int else 0 for name, count in counts.items()}
-    flags = tuple(dict.fromkeys((*usage.flags, "clamped")))
-    return usage if possible == counts else Usage(raw=usage.raw, flags=flags, **possible)
+    return Usage(raw=usage.raw, flags=tuple(dict.fromkeys((*usage.flags, "clamped"))), **possible)
 
 
 def _object(body: bytes) -> Mapping[str, Any] | None:

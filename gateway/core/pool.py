@@ -45,6 +45,9 @@ class MemoryCooldowns:
         self._resting = {subject: rest for subject, rest in self._resting.items() if rest[0] > now}
         self._tidy_at = max(TIDY_AT, 2 * len(self._resting))
 
+    def __len__(self) -> int:
+        return len(self._resting)
+
     def until(self, subject: str) -> float:
         until, _ = self._resting.get(subject, (0.0, ""))
         if until and until <= self._clock():

@@ -24,7 +24,7 @@ class ExchangeRow:
     at: int
 
 
-_NAMES = [item.name for item in fields(ExchangeRow)]
+_NAMES = tuple(item.name for item in fields(ExchangeRow))
 _UPSERT = insert_sql("exchange", _NAMES, "(id) DO UPDATE SET " + ", ".join(f'"{name}" = excluded."{name}"' for name in _NAMES[1:]))
 
 

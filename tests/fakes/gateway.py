@@ -78,13 +78,13 @@ class RawClient:
         self.sock.sendall(raw)
 
     def ask(self, path: str, body: Any = None, *, method: str = "POST", headers: Mapping[str, str] | None = None) -> None:
-        """Send a request. `body` is bytes, or becomes JSON. A header named here takes the place of one that would be sent."""
+        """Send a request. `body` is bytes, or becomes JSON. A header named here takes the place of one that would be sent; an empty one is left out."""
         self._method = method
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         fields = {"host": "gateway", "content-type": "application/json", "content-length": str(len(raw))}
         fields |= {"authorization": f"Bearer {self._key}"} if self._key else {}
         fields |= dict(headers or {})
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value), "", ""]
         self.send("\r\n".join(lines).encode("latin-1") + raw)
 
     def head(self) -> Answer:

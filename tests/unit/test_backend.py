@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -59,7 +60,7 @@ WHOLE = (TextDelta("a"), TextDelta("b"), Finished("stop", USAGE))
 def test_secret_shows_only_when_it_is_asked_to() -> None:
     secret = Secret("sk-very-secret")
     target = Target("http://host", "m", secret, Deadlines())
-    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>20}", "%s" % secret, repr(target), repr([secret]), repr({"a": target})):
+    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>20}", format(secret), repr(target), repr([secret]), repr({"a": target})):
         assert "very" not in shown
     assert secret.reveal() == "sk-very-secret"
     assert secret
@@ -145,7 +146,7 @@ def test_edit_goes_through_the_body_and_keeps_the_rest_of_the_call() -> None:
         return Body.of(b"edited")
 
     call = make_call()
-    editable = Call(*(Body(call.body.open, True, 1, edit) if name == "body" else getattr(call, name) for name in Call.__slots__))
+    editable = dataclasses.replace(call, body=Body(call.body.open, True, 1, edit))
     changed = editable.edited(model="other", store=False)
     assert asked == [{"model": "other", "store": False}]
     assert b"".join(changed.body.open()) == b"edited"
@@ -273,7 +274,7 @@ def test_plain_iterator_needs_no_close() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_call_that_was_given_up_before_is_cancelled(stream: bool) -> None:
-    cancel, closed = Cancellation(), []
+    cancel, closed = Cancellation(), list[bool]()
     cancel.fire("client_gone")
     with pytest.raises(Cancelled) as error:
         Scripted(answer(*WHOLE, closed=closed)).send(make_call(stream, cancel), TARGET)

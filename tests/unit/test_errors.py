@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import pytest
 
 from gateway import errors
 from gateway.errors import Blame, GatewayError, SettingsError, UpstreamError, UpstreamRefused, UpstreamTimeout, blame_for_status
 
+Root = TypeVar("Root", bound=GatewayError)
 
-def tree(root: type[GatewayError]) -> list[type[GatewayError]]:
+
+def tree(root: type[Root]) -> list[type[Root]]:
     return [root, *(found for child in root.__subclasses__() for found in tree(child))]
 
 

@@ -73,7 +73,9 @@ def test_56_secret_of_a_known_form_is_taken_out_wherever_it_stands(kind: str, ar
     json.loads(line)
 
 
-@pytest.mark.parametrize("url", ["postgresql://user:hunter22@host/db", "https://:hunter22@h", "https://hunter22@h/x", "redis://u:p@hunter22@h", "see http://u:hunter22@h: no"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://user:hunter22@host/db", "https://:hunter22@h", "https://hunter22@h/x", "redis://u:p@hunter22@h", "see http://u:hunter22@h: no"]
+)
 def test_56_password_in_a_url_is_taken_out(url: str) -> None:
     assert "hunter22" not in formatted(url)
 
@@ -109,7 +111,9 @@ def test_short_values_are_passed_over() -> None:
     assert redactor("a 1234567") == "a 1234567"
 
 
-@pytest.mark.parametrize("text", ["task-completed-by-now", "risk-assessment", "the bearer of news", "basic needs", "https://api.openai.com/v1", "sk-short", "a@b.c", "gw_user"])
+@pytest.mark.parametrize(
+    "text", ["task-completed-by-now", "risk-assessment", "the bearer of news", "basic needs", "https://api.openai.com/v1", "sk-short", "a@b.c", "gw_user"]
+)
 def test_plain_words_stay(text: str) -> None:
     assert Redactor()(text) == text
 

@@ -101,16 +101,16 @@ def test_of_two_distributions_with_one_name_the_listed_one_is_used(install: Inst
 
 
 def test_unknown_name_is_answered_with_a_close_one() -> None:
-    with pytest.raises(PluginError, match="There is no backend 'opnai'. Did you mean 'openai'?"):
+    with pytest.raises(PluginError, match=r"There is no backend 'opnai'\. Did you mean 'openai'\?"):
         plugins.resolve(BACKENDS, "opnai")
 
 
 def test_unknown_name_that_is_close_to_none_is_answered_with_all() -> None:
-    with pytest.raises(PluginError, match="There is no policy 'zzz'. Known: .*weighted"):
+    with pytest.raises(PluginError, match=r"There is no policy 'zzz'\. Known: .*weighted"):
         plugins.resolve(POLICIES, "zzz")
 
 
 @pytest.mark.parametrize("name", ["no.such:Thing", "backends.echo:Nothing", "backends.echo:", ":", "a b:c", "backends.echo:_WORD"])
 def test_dotted_path_that_leads_nowhere_says_so(name: str) -> None:
-    with pytest.raises(PluginError, match="cannot be loaded|is not a class"):
+    with pytest.raises(PluginError, match=r"cannot be loaded|is not a class"):
         plugins.resolve(BACKENDS, name)

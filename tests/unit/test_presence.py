@@ -16,15 +16,22 @@ from pathlib import Path
 from gateway.presence import Presence
 
 ROOT = Path(__file__).parents[2]
-WORKER = "import sys; from pathlib import Path; from gateway.presence import Presence; p = Presence(Path(sys.argv[1])); p.start(); print(p.owner, flush=True); sys.stdin.read()"
+WORKER = """
+import sys
+from pathlib import Path
+from gateway.presence import Presence
+presence = Presence(Path(sys.argv[1]))
+presence.start()
+print(presence.owner, flush=True)
+sys.stdin.read()
+"""
 
 
 @contextmanager
 def workers(run_path: Path, count: int) -> Iterator[list[tuple[subprocess.Popen[str], str]]]:
     """Processes that start at once and hold their presence until their standard input ends."""
-    started = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(run_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
-    ]
+    command = [sys.executable, "-c", WORKER, str(run_path)]
+    started = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     try:
         yield [(process, process.stdout.readline().strip() if process.stdout else "") for process in started]
     finally:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import NAMES, Settings, SettingsError
+from gateway.errors import SettingsError
+from gateway.settings import NAMES, Settings
 
 
 def problems(environment: dict[str, str], directory: Path) -> tuple[str, ...]:
@@ -135,7 +136,7 @@ def test_file_that_cannot_be_read_is_a_problem_and_no_traceback(tmp_path: Path) 
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
     secret = "very-secret-value-0123456789"
-    environment = {name: secret for name in ("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN")}
+    environment = dict.fromkeys(("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN"), secret)
     settings = Settings.load(environment | {"DATABASE_URL": f"postgresql://u:{secret}@h/d"}, tmp_path)
     assert secret not in repr(settings) + str(settings)
     assert settings.openai_api_key is not None
@@ -160,9 +161,9 @@ def test_secrets_lie_beside_the_data_and_run_files_within(tmp_path: Path, monkey
     assert settings.database == f"sqlite:///{(tmp_path / data).resolve()}/gateway.db"
 
 
-@pytest.mark.parametrize("environment", [{"GATEWAY_DATA_DIR": "/"}, {"GATEWAY_DATA_DIR": "d", "GATEWAY_SECRETS_DIR": "d/keys"}, {"GATEWAY_SECRETS_DIR": "data"}])
-def test_secrets_within_the_data_are_refused(tmp_path: Path, environment: dict[str, str]) -> None:
-    (line,) = problems(environment, tmp_path)
+@pytest.mark.parametrize(("data", "secrets"), [("/", ""), ("d", "d/keys"), ("data", "data")])
+def test_secrets_within_the_data_are_refused(tmp_path: Path, data: str, secrets: str) -> None:
+    (line,) = problems({"GATEWAY_DATA_DIR": data, "GATEWAY_SECRETS_DIR": secrets}, tmp_path)
     assert line.startswith("GATEWAY_SECRETS_DIR must not be inside")
 
 

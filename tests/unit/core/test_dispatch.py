@@ -1,87 +1,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
-from gateway.backend import Backend, Call, Deadlines, Reply, Services, Target
-from gateway.core.dispatch import Dispatcher, RetryBudget
-from gateway.core.exchange import Exchange
-from gateway.core.head import Answer
-from gateway.core.policies import Weighted
-from gateway.core.pool import MemoryCooldowns, Pool
+from gateway.backend import Call, Deadlines, Reply, Target
+from gateway.core.dispatch import RetryBudget
 from gateway.core.routing import Candidate
-from gateway.errors import (
-    Cancelled,
-    GatewayError,
-    NoDeploymentAvailable,
-    RateLimited,
-    UpstreamError,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
-from gateway.metrics import Metrics
-from tests.factories import Clock, call, candidate, exchange, principal, reply, sent
-
-OK = [b'{"id":1}']
-JSON = (("content-type", "application/json"),)
-Step = Exception | Callable[[Call, Target], Reply] | None
-
-
-class Scripted(Backend):
-    """Plays its steps, one per attempt; None answers. Remembers what it was sent."""
-
-    dialects = frozenset({"openai_chat", "openai_rest"})
-
-    def __init__(self, steps: Sequence[Step] = ()) -> None:
-        super().__init__(None, Services())
-        self.steps = list(steps)
-        self.calls: list[Call] = []
-
-    def send(self, call: Call, target: Target) -> Reply:
-        self.calls.append(call)
-        step = self.steps.pop(0) if self.steps else None
-        if isinstance(step, Exception):
-            raise step
-        return step(call, target) if step else reply(OK, JSON)
-
-
-class Stage:
-    """A dispatcher on a clock, and what it needs."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.cooldowns = MemoryCooldowns(self.clock)
-        self.pool = Pool(self.cooldowns, self.clock, lambda: 1.0)
-        self.dispatcher = Dispatcher(self.pool, Weighted(lambda: 0.0), Metrics(), self.clock)
-
-    def send(self, *candidates: Candidate, made: Call | None = None, user: int = 1) -> tuple[Answer, Exchange]:
-        ex = self.exchange(made, user)
-        return self.dispatcher.send(ex, candidates), ex
-
-    def exchange(self, made: Call | None = None, user: int = 1) -> Exchange:
-        ex = exchange(made, clock=self.clock)
-        ex.principal = principal(user, user)
-        return ex
-
-
-def served(name: str, *steps: Step, **fields: Any) -> tuple[Candidate, Scripted]:
-    backend = Scripted(steps)
-    return candidate(name, backend=backend, **fields), backend
-
-
-def refused(status: int, code: str | None = None, reset_s: float | None = None) -> UpstreamRefused:
-    return UpstreamRefused(
-        status, (("content-type", "application/json"), ("x-request-id", "up")), b'{"error":{"message":"no"}}', upstream_code=code, reset_s=reset_s
-    )
+from gateway.errors import Cancelled, GatewayError, NoDeploymentAvailable, RateLimited, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from tests.factories import Clock, Scripted, call, candidate, reply, sent
+from tests.unit.core.stages import OK, Attempts, refused, served
 
 
 def test_first_answer_is_the_calls() -> None:
     first, backend = served("a")
-    answer, ex = Stage().send(first)
+    answer, ex = Attempts().send(first)
     assert answer.head == OK[0]
     assert [(attempt.deployment, attempt.outcome, attempt.status) for attempt in ex.attempts] == [("a", "answered", 200)]
     assert len(backend.calls) == 1
@@ -93,14 +26,14 @@ def test_first_answer_is_the_calls() -> None:
 def test_failed_attempt_goes_to_another_deployment(error: Exception) -> None:
     first, _ = served("a", error)
     second, backend = served("b", priority=1)
-    answer, ex = Stage().send(first, second)
+    answer, ex = Attempts().send(first, second)
     assert answer.head == OK[0]
     assert [attempt.deployment for attempt in ex.attempts] == ["a", "b"]
     assert len(backend.calls) == 1
 
 
 def test_lower_priority_waits_its_turn() -> None:
-    stage = Stage()
+    stage = Attempts()
     second, backend = served("b", priority=1)
     for _ in range(5):
         stage.send(served("a")[0], second)
@@ -110,7 +43,7 @@ def test_lower_priority_waits_its_turn() -> None:
 def test_clients_mistake_is_relayed_word_for_word_and_not_tried_again() -> None:
     first, _ = served("a", refused(400))
     second, backend = served("b")
-    stage = Stage()
+    stage = Attempts()
     answer, _ = stage.send(first, second)
     assert (answer.reply.status, answer.head) == (400, b'{"error":{"message":"no"}}')
     assert backend.calls == []
@@ -120,7 +53,7 @@ def test_clients_mistake_is_relayed_word_for_word_and_not_tried_again() -> None:
 def test_at_most_two_further_attempts() -> None:
     backends = [served(name, refused(500)) for name in "abcd"]
     with pytest.raises(UpstreamError) as caught:
-        Stage().send(*(one for one, _ in backends))
+        Attempts().send(*(one for one, _ in backends))
     assert caught.value.status == 502
     assert [len(backend.calls) for _, backend in backends] == [1, 1, 1, 0]
 
@@ -128,19 +61,19 @@ def test_at_most_two_further_attempts() -> None:
 @pytest.mark.parametrize("status", [401, 402, 403])
 def test_refusal_of_our_credential_is_ours_to_tell(status: int) -> None:
     with pytest.raises(UpstreamError) as caught:
-        Stage().send(served("a", refused(status))[0])
+        Attempts().send(served("a", refused(status))[0])
     assert (caught.value.status, caught.value.code) == (502, "upstream_refused_credential")
 
 
 def test_rate_limit_of_every_deployment_is_a_429_with_the_smallest_wait() -> None:
-    stage = Stage()
+    stage = Attempts()
     with pytest.raises(RateLimited) as caught:
         stage.send(served("a", refused(429, reset_s=30))[0], served("b", refused(429, reset_s=7))[0])
     assert caught.value.retry_after_s == pytest.approx(7)
 
 
 def test_limited_credential_is_left_alone_until_its_reset() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, backend = served("a", refused(429, reset_s=30))
     with pytest.raises(RateLimited):
         stage.send(first)
@@ -153,7 +86,7 @@ def test_limited_credential_is_left_alone_until_its_reset() -> None:
 
 
 def test_invalid_key_quarantines_the_credential() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, backend = served("a", refused(401, "invalid_api_key"))
     with pytest.raises(UpstreamError):
         stage.send(first)
@@ -166,7 +99,7 @@ def test_invalid_key_quarantines_the_credential() -> None:
 
 
 def test_other_401_costs_the_credential_nothing() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, _ = served("a", refused(401))
     with pytest.raises(UpstreamError):
         stage.send(first)
@@ -174,7 +107,7 @@ def test_other_401_costs_the_credential_nothing() -> None:
 
 
 def test_unreachable_deployment_rests_unless_it_is_the_last() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, second = served("a", UpstreamUnreachable("no"))[0], served("b")[0]
     stage.send(first, second)
     assert stage.pool.rest(first) is not None
@@ -185,7 +118,7 @@ def test_unreachable_deployment_rests_unless_it_is_the_last() -> None:
 
 
 def test_one_callers_failures_do_not_take_a_deployment_from_others() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, second = served("a", None, *[refused(500)] * 9)[0], served("b", priority=1)[0]
     stage.send(first, second, user=2)
     for _ in range(5):
@@ -196,7 +129,7 @@ def test_one_callers_failures_do_not_take_a_deployment_from_others() -> None:
 
 
 def test_failures_of_the_only_caller_count() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, second = served("a", *[refused(500)] * 9)[0], served("b", priority=1)[0]
     for _ in range(3):
         stage.send(first, second)
@@ -207,12 +140,12 @@ def test_second_first_byte_timeout_is_the_last() -> None:
     late = UpstreamTimeout("late", phase="first_byte")
     backends = [served(name, late) for name in "abc"]
     with pytest.raises(UpstreamTimeout):
-        Stage().send(*(one for one, _ in backends))
+        Attempts().send(*(one for one, _ in backends))
     assert [len(backend.calls) for _, backend in backends] == [1, 1, 0]
 
 
 def test_first_byte_timeout_ends_the_call_where_no_full_period_is_left() -> None:
-    stage = Stage()
+    stage = Attempts()
     deadlines = Deadlines(first_byte_s=60, total_s=100)
 
     def slow(call: Call, target: Target) -> Reply:
@@ -229,7 +162,7 @@ def test_failure_within_the_head_is_tried_again() -> None:
     def broken(call: Call, target: Target) -> Reply:
         return reply([b'data: {"error":{"message":"overloaded"}}\n\n'])
 
-    answer, ex = Stage().send(served("a", broken)[0], served("b")[0])
+    answer, ex = Attempts().send(served("a", broken)[0], served("b")[0])
     assert answer.head == OK[0]
     assert [attempt.outcome for attempt in ex.attempts] == ["upstream_refused", "answered"]
 
@@ -240,12 +173,12 @@ def test_cancelled_call_is_not_tried_again() -> None:
 
     second, backend = served("b")
     with pytest.raises(Cancelled):
-        Stage().send(served("a", gone)[0], second)
+        Attempts().send(served("a", gone)[0], second)
     assert backend.calls == []
 
 
 def test_lease_is_given_back_after_a_failed_attempt() -> None:
-    stage = Stage()
+    stage = Attempts()
     first, second = served("a", refused(500))[0], served("b")[0]
     _, ex = stage.send(first, second)
     assert stage.pool.in_flight == {"deployment:a": 0, "deployment:b": 1}
@@ -256,13 +189,13 @@ def test_lease_is_given_back_after_a_failed_attempt() -> None:
 def test_alias_replaces_the_models_name_and_nothing_else() -> None:
     backend = Scripted()
     raw = b'{ "model" : "m", "x": 1.50e3, "messages":[] }'
-    Stage().send(Candidate(candidate("a", backend=backend).deployment, "real-name", None), made=call(raw))
+    Attempts().send(Candidate(candidate("a", backend=backend).deployment, "real-name", None), made=call(raw))
     assert sent(backend.calls[0].body) == raw.replace(b'"m"', b'"real-name"')
 
 
 def test_usage_is_asked_for_only_where_it_is_streamed() -> None:
     first, backend = served("a")
-    stage = Stage()
+    stage = Attempts()
     stage.send(first, made=call(b'{"model":"m"}'))
     assert sent(backend.calls[0].body) == b'{"model":"m"}'
     stage.send(first, made=call(b'{"model":"m","stream":true}'))
@@ -275,14 +208,14 @@ def test_usage_is_asked_for_only_where_it_is_streamed() -> None:
 def test_usage_that_the_client_asked_for_is_left_alone() -> None:
     first, backend = served("a")
     raw = b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'
-    answer, _ = Stage().send(first, made=call(raw))
+    answer, _ = Attempts().send(first, made=call(raw))
     assert sent(backend.calls[0].body) == raw
     assert not answer.hides_usage
 
 
 def test_deployment_may_do_without_usage() -> None:
     first, backend = served("a", include_usage=False)
-    Stage().send(first, made=call(b'{"model":"m","stream":true}'))
+    Attempts().send(first, made=call(b'{"model":"m","stream":true}'))
     assert sent(backend.calls[0].body) == b'{"model":"m","stream":true}'
 
 
@@ -297,7 +230,7 @@ def test_retries_are_bounded_by_a_share_of_the_calls() -> None:
 
 
 def test_nothing_fit_says_why() -> None:
-    stage = Stage()
+    stage = Attempts()
     first = candidate("a", backend=Scripted())
     stage.cooldowns.cool("deployment:a", stage.clock.now + 5, "unreachable")
     with pytest.raises(NoDeploymentAvailable) as caught:

@@ -76,3 +76,15 @@ def test_bytes_of_known_length_are_read_whole_up_to_the_bound() -> None:
 def test_bytes_of_unknown_length_begin_with_their_first_block() -> None:
     answer = read_head(reply([b"", b"a", b"b"], (("content-type", "audio/mpeg"),)))
     assert (answer.framing, answer.head) == (Framing.OPEN, b"a")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+@pytest.mark.parametrize("kind", ["audio/mpeg", "text/event-stream", "application/json"])
+def test_answer_that_has_no_body_is_whole_at_once(status: int, kind: str) -> None:
+    answer = read_head(reply([], (("content-type", kind),), status))
+    assert (answer.framing, answer.head) == (Framing.WHOLE, b"")
+
+
+def test_bytes_that_end_before_the_first_are_whole() -> None:
+    answer = read_head(reply([b""], (("content-type", "audio/mpeg"),)))
+    assert (answer.framing, answer.head) == (Framing.WHOLE, b"")

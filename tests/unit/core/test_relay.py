@@ -2,71 +2,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backend import Headers
-from gateway.core.exchange import Ending, Exchange
-from gateway.core.head import read_head
-from gateway.core.metering import Metered, Source
-from gateway.core.relay import Relay
-from gateway.errors import Cancelled, SettleFailed, UpstreamInterrupted, UpstreamTimeout
-from tests.factories import SSE, StillClient, call, exchange, reply
-
-STREAM = b'{"model":"m","stream":true}'
-
-
-class Book:
-    """Stands for the ledger: remembers what was settled, and after how many delivered bytes."""
-
-    def __init__(self, fails: bool = False) -> None:
-        self.settled: list[tuple[Ending, Metered]] = []
-        self.delivered_at_settle = -1
-        self.delivered = b""
-        self.fails = fails
-
-    def settle(self, exchange: Exchange, ending: Ending, metered: Metered) -> None:
-        if exchange.ending is not None:
-            return
-        exchange.ending = ending
-        self.delivered_at_settle = len(self.delivered)
-        self.settled.append((ending, metered))
-        exchange.release()
-        if self.fails:
-            raise SettleFailed("not booked")
-
-
-def relayed(
-    items: Sequence[bytes | Exception],
-    book: Book,
-    *,
-    headers: Headers = SSE,
-    raw: bytes = STREAM,
-    hides: bool = False,
-    dialect: str = "openai_chat",
-    ex: Exchange | None = None,
-) -> Relay:
-    answer = read_head(reply(items, headers))
-    answer.hides_usage = hides
-    return Relay(answer, ex or exchange(call(raw, dialect)), book)  # type: ignore[arg-type]
-
-
-def drained(relay: Relay, book: Book) -> bytes:
-    for block in relay:
-        book.delivered += block
-    relay.close()
-    return book.delivered
-
-
-def chunk(text: str, **more: object) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}], **more}).encode() + b"\n\n"
-
-
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}\n\n'
-DONE = b"data: [DONE]\n\n"
+from gateway.core.exchange import Ending
+from gateway.core.metering import Source
+from gateway.errors import Cancelled, UpstreamInterrupted, UpstreamTimeout
+from tests.factories import StillClient, call, exchange
+from tests.unit.core.stages import DONE, STREAM, USAGE, Book, chunk, drained, relayed
 
 
 def test_stream_arrives_unchanged_and_is_settled_before_its_terminal_event() -> None:

@@ -183,7 +183,9 @@ def completion(**members: Any) -> ChatRequest:
 
 
 def test_chat_request_is_read() -> None:
-    request = chat(messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}]}])
+    request = chat(
+        messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}]}]
+    )
     assert request.messages == (Message("system", "be brief"), Message("user", "ab"))
     assert (request.model, request.stream, request.include_usage, request.max_tokens) == ("m", False, False, None)
     assert request.document["model"] == "m"

@@ -63,7 +63,9 @@ def test_11_event_that_only_mentions_an_end_is_not_terminal(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["openai_chat", "openai_completions"])
-@pytest.mark.parametrize(("raw", "terminal"), [(b"data: [DONE]\n\n", True), (b"data:[DONE] \r\n\r\n", True), (b'data: "[DONE]"\n\n', False), (b"[DONE]\n\n", False)])
+@pytest.mark.parametrize(
+    ("raw", "terminal"), [(b"data: [DONE]\n\n", True), (b"data:[DONE] \r\n\r\n", True), (b'data: "[DONE]"\n\n', False), (b"[DONE]\n\n", False)]
+)
 def test_chat_ends_with_done(dialect: str, raw: bytes, terminal: bool) -> None:
     assert CODECS[dialect].is_terminal(sse.parse(raw)) is terminal
     assert not terminal or CODECS[dialect].terminal_candidate.search(raw)
@@ -71,7 +73,9 @@ def test_chat_ends_with_done(dialect: str, raw: bytes, terminal: bool) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(ENDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "usage", "response", "prompt_tokens", "input_tokens"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "usage", "response", "prompt_tokens", "input_tokens"]), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 

@@ -13,7 +13,7 @@ from gateway.dialects import openai_usage
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.dialects.openai_usage import MAX_TOKENS
 
-GOLDEN: Mapping[str, tuple[dict[str, Any], dict[str, int]]] = {
+GOLDEN: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "chat": (
         {
             "prompt_tokens": 2006,
@@ -122,7 +122,7 @@ def test_15_absurd_count_is_clamped_and_flagged() -> None:
         ({"prompt_tokens": 5, "completion_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 2}}, {"input_uncached": 5, "output_text": 1}),
     ],
 )
-def test_details_beyond_their_sum_are_priced_plainly_and_flagged(raw: dict[str, Any], buckets: dict[str, int]) -> None:
+def test_details_beyond_their_sum_are_priced_plainly_and_flagged(raw: dict[str, Any], buckets: dict[str, Any]) -> None:
     usage = openai_usage.usage({"usage": raw})
     assert usage == Usage(**buckets, flags=("inconsistent",))
 
@@ -142,7 +142,10 @@ def test_total_that_cannot_be_adds_nothing(total: Any) -> None:
 
 ODD = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=1)
 COUNTS = st.integers(0, 10_000)
-PROMPTS = [("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details"), ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details")]
+PROMPTS = [
+    ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details"),
+    ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details"),
+]
 DETAILS_IN, DETAILS_OUT = ("cached_tokens", "audio_tokens", "image_tokens", "text_tokens"), ("reasoning_tokens", "audio_tokens", "text_tokens")
 
 

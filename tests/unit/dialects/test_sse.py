@@ -12,7 +12,9 @@ from gateway.dialects import sse
 from gateway.dialects.sse import Event
 
 LINE_ENDS = (b"\n", b"\r\n", b"\r")
-LINES = st.sampled_from([b"data: one", b"data:two", b"data", b"data: \xc3\xa9\xf0\x9f\x98\x80", b"event: ping", b": comment", b"id: 7", b"retry: 1", b"data: [DONE]", b"x"])
+LINES = st.sampled_from(
+    [b"data: one", b"data:two", b"data", b"data: \xc3\xa9\xf0\x9f\x98\x80", b"event: ping", b": comment", b"id: 7", b"retry: 1", b"data: [DONE]", b"x"]
+)
 ENDS = st.sampled_from(LINE_ENDS)
 
 

@@ -1,0 +1,90 @@
+"""The rows of the table of failures, each against a gateway that really runs, and what was measured beside the row's figure.
+
+Row 50, no plain comparison of secrets, is a scan of the code: tests/test_architecture.py. Row 20 is in tests/integration/test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fakes.gateway import RunningGateway
+from tests.fakes.provider import Provider
+from tests.faults.calls import Calls
+
+SPARES = 24
+_LINES = pytest.StashKey[list[tuple[int, str]]]()
+Measured = Callable[[int, str], None]
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """`measured(row, text)`: the text is printed under the row's number when all tests have run."""
+    lines = request.config.stash.setdefault(_LINES, [])
+    return lambda row, text: lines.append((row, text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = terminalreporter.config.stash.get(_LINES, [])
+    if lines:
+        terminalreporter.section("measured, by row of the table of failures")
+    for row, text in sorted(lines):
+        terminalreporter.line(f"{row:>3}  {text}")
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """One for all rows: what a row leaves behind in it harms the next, as it would in life."""
+    with RunningGateway(tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+        deadline = time.monotonic() + 3  # the gauge is set once a second
+        while _open_exchanges(gateway):
+            assert time.monotonic() < deadline, "calls are still open after the last test"
+            time.sleep(0.1)
+
+
+def _open_exchanges(gateway: RunningGateway) -> float:
+    text = gateway.get("/metrics", key=None).body.decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gateway_open_exchanges"))
+
+
+class Spares:
+    """Providers and models made by the dozen: a gateway follows its catalog only twice a second."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self._gateway, self._numbers = gateway, itertools.count(1)
+        self._ready: list[Calls] = []
+
+    def take(self) -> Calls:
+        if not self._ready:
+            self._ready = [self._made() for _ in range(SPARES)]
+            self._gateway.wait_catalog()
+        return self._ready.pop()
+
+    def _made(self) -> Calls:
+        calls = Calls(self._gateway, Provider(), f"model-{next(self._numbers)}")
+        calls.provider.__enter__()
+        self._gateway.deploy(calls.model, calls.provider.url)
+        return calls
+
+    def close(self) -> None:
+        for calls in self._ready:
+            calls.provider.__exit__()
+
+
+@pytest.fixture(scope="session")
+def spares(gateway: RunningGateway) -> Iterator[Spares]:
+    with contextlib.closing(Spares(gateway)) as spares:
+        yield spares
+
+
+@pytest.fixture
+def calls(spares: Spares) -> Iterator[Calls]:
+    """A model of this test's own, and the provider that answers it."""
+    calls = spares.take()
+    yield calls
+    calls.provider.__exit__()

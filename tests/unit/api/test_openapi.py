@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.api.served import Served, serving
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("openapi")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def document(served: Served) -> dict[str, Any]:
+    answer = served.ask("GET", "/openapi.json", key=None)
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.get_json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def test_every_route_is_described_and_nothing_else(served: Served, document: dict[str, Any]) -> None:
+    served_routes = {
+        (re.sub(r"<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule), method.lower())
+        for rule in served.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert {(path, method) for path, method, _ in operations(document)} == served_routes
+
+
+def test_every_described_route_answers_and_no_other_method_does(served: Served, document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        real = re.sub(r"\{[a-z_]+\}", "x", path)
+        for method in ("get", "post", "put", "patch", "delete"):
+            status = served.ask(method.upper(), real).status_code
+            assert (status != 405) is (method in methods), (method, path)
+
+
+def test_operations_have_names_of_their_own(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(names) == len(set(names))
+    assert all(operation["summary"] for _, _, operation in operations(document))
+
+
+def test_parameters_of_a_path_are_declared(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        declared = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path" and each["required"]}
+        assert declared == set(re.findall(r"\{([a-z_]+)\}", path))
+
+
+def test_references_lead_somewhere(document: dict[str, Any]) -> None:
+    def walk(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                yield value["$ref"]
+            for each in value.values():
+                yield from walk(each)
+        elif isinstance(value, list):
+            for each in value:
+                yield from walk(each)
+
+    references = set(walk(document))
+    assert references == {"#/components/schemas/Error"}
+    assert document["components"]["schemas"]["Error"]["required"] == ["error"]
+
+
+def test_routes_that_ask_for_a_key_say_so(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        assert ("security" in operation) is path.startswith("/v1"), path
+        assert ("401" in operation["responses"]) is path.startswith("/v1"), path
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("/v1/chat/completions", {"application/json"}),
+        ("/v1/audio/transcriptions", {"multipart/form-data"}),
+        ("/v1/images/edits", {"application/json", "multipart/form-data"}),
+    ],
+)
+def test_bodies_are_described_by_their_kinds(document: dict[str, Any], path: str, kinds: set[str]) -> None:
+    assert set(document["paths"][path]["post"]["requestBody"]["content"]) == kinds
+
+
+def test_statuses_that_a_relayed_endpoint_gives_are_described(document: dict[str, Any]) -> None:
+    statuses = set(document["paths"]["/v1/chat/completions"]["post"]["responses"])
+    assert {"200", "400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504"} <= statuses
+
+
+def test_what_is_not_served_is_described_as_such(document: dict[str, Any]) -> None:
+    assert set(document["paths"]["/v1/files"]["get"]["responses"]) == {"401", "501"}
+    assert set(document["paths"]["/v1/responses"]["delete"]["responses"]) == {"401", "501"}
+    assert "200" in document["paths"]["/v1/responses"]["post"]["responses"]

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.backend import Deadlines, Secret, Services
+from gateway.core.catalog import Backends, Catalog, Deployment, EnvironmentDeployment, Snapshot
+from gateway.errors import PluginError
+from gateway.secrets import Vault
+from gateway.store import catalog as rows
+from gateway.store import pools
+from gateway.store.database import Database
+from tests.factories import Scripted, deployment, migrated, price
+
+SCRIPTED = "tests.factories:Scripted"
+DEFAULTS = Deadlines(1, 2, 3, 4)
+
+
+class Picky(Scripted):
+    """A backend that refuses what it is given, and fails to close."""
+
+    class Options:
+        def __init__(self, colour: str = "red") -> None:
+            if colour != "red":
+                raise ValueError("only red")
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("stuck")
+
+
+class NeedsSecret(Scripted):
+    needs_secret = True
+    default_base_url = "https://default.example/v1"
+
+
+class NoBackend:
+    pass
+
+
+class Stage:
+    """A catalog over a real database, and what an operator does to it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.vault = database, Vault({1: b"m" * 32}, 1)
+        self.learned: set[str] = set()
+        self.backends = Backends(Services())
+
+    def catalog(self, environment: EnvironmentDeployment | None = None) -> Catalog:
+        return Catalog(self.database, self.vault, self.backends, DEFAULTS, environment, lambda *secrets: self.learned.update(secrets))
+
+    def loaded(self, environment: EnvironmentDeployment | None = None) -> Snapshot:
+        catalog = self.catalog(environment)
+        catalog.refresh()
+        return catalog.snapshot
+
+    def deploy(self, name: str, model: str = "m", backend: str = SCRIPTED, **fields: Any) -> rows.Deployment:
+        def work() -> rows.Deployment:
+            row = rows.find_model(model) or rows.create_model(model, 0)
+            return rows.create_deployment(name, row.id, backend, 0, **fields)
+
+        return self.database.write(work)
+
+    def credential(self, secret: str, label: str = "key") -> pools.Credential:
+        return self.database.write(lambda: pools.create_credential(label, secret[-4:], 0, lambda id: self.vault.seal(secret, pools.credential_place(id))))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with migrated(tmp_path) as database:
+        yield Stage(database)
+
+
+def snapshot(*names: str, prices: dict[str, list[Any]] | None = None) -> Snapshot:
+    by_model: dict[str, list[Deployment]] = {name: [deployment(name)] for name in names}
+    globs = sorted((name for name in names if "*" in name or "[" in name), key=len, reverse=True)
+    price_globs = sorted((name for name in prices or {} if "*" in name or "[" in name), key=len, reverse=True)
+    return Snapshot(1, by_model, globs, prices or {}, price_globs)
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("gpt-4o", "gpt-4o"),
+        ("gpt-4o-mini", "gpt-4*"),
+        ("gpt-3", "gpt-*"),
+        ("GPT-3", "*"),
+        ("mistral", "*"),
+        ("gpt-*", "gpt-*"),
+        ("claude[1m]", "claude[1m]"),
+        ("claude1", "claude[1m]"),
+    ],
+)
+def test_exact_name_wins_then_the_longest_glob(asked: str, found: str) -> None:
+    made = snapshot("*", "gpt-*", "gpt-4*", "gpt-4o", "claude[1m]")
+    assert [each.name for each in made.find(asked)] == [found]
+
+
+def test_name_that_nothing_matches_has_no_deployments() -> None:
+    assert list(snapshot("gpt-*", "m").find("claude")) == []
+
+
+def test_price_of_the_exact_name_wins_then_the_longest_globs() -> None:
+    exact, long, short = price("gpt-4o", rate=3), price("gpt-*", rate=2), price("*", rate=1)
+    made = snapshot(prices={"*": [short], "gpt-*": [long], "gpt-4o": [exact]})
+    assert [made.price(name, 0) for name in ("gpt-4o", "gpt-3", "mistral")] == [exact, long, short]
+
+
+def test_newest_price_that_is_in_force_counts() -> None:
+    new, old = price("m", rate=2, valid_from=200), price("m", rate=1, valid_from=100)
+    made = snapshot(prices={"m": [new, old]})
+    assert [made.price("m", at) for at in (99, 100, 199, 200, 10**15)] == [None, old, old, new, new]
+
+
+def test_exact_price_of_the_future_leaves_a_globs_in_force() -> None:
+    later, now = price("m", valid_from=200), price("*")
+    made = snapshot(prices={"m": [later], "*": [now]})
+    assert made.price("m", 100) is now
+
+
+def test_price_of_a_name_with_brackets_is_found() -> None:
+    bracketed = price("claude[1m]")
+    made = snapshot(prices={"claude[1m]": [bracketed]})
+    assert made.price("claude[1m]", 0) is bracketed
+
+
+# what a snapshot is made of
+
+
+def test_nothing_is_there_before_the_first_load(stage: Stage) -> None:
+    catalog = stage.catalog()
+    assert catalog.generation == -1
+    assert not catalog.snapshot.deployments
+
+
+def test_deployment_carries_what_was_configured(stage: Stage) -> None:
+    secret = stage.credential("sk-upstream-secret")
+    fields = {
+        "base_url": "http://u/v1",
+        "upstream_model": "real",
+        "credential_id": secret.id,
+        "priority": 3,
+        "weight": 5,
+        "include_usage": False,
+        "idle_s": 9.0,
+    }
+    stage.deploy("d", **fields)
+    (made,) = stage.loaded().find("m")
+    assert (made.name, made.model, made.base_url, made.upstream_name("m")) == ("d", "m", "http://u/v1", "real")
+    assert (made.priority, made.weight, made.include_usage, made.owner, made.problem) == (3, 5, False, "database", "")
+    assert (made.credential, made.secret.reveal()) == ("key", "sk-upstream-secret")
+    assert made.deadlines == Deadlines(1, 2, 9, 4)
+    assert isinstance(made.backend, Scripted)
+
+
+def test_secrets_are_taught_to_whoever_keeps_them_out_of_the_logs(stage: Stage) -> None:
+    stage.deploy("d", credential_id=stage.credential("sk-upstream-secret").id)
+    stage.loaded(EnvironmentDeployment(Secret("sk-environment"), "http://e/v1"))
+    assert {"sk-upstream-secret", "sk-environment"} <= stage.learned
+
+
+def test_disabled_deployment_is_not_there(stage: Stage) -> None:
+    stage.deploy("off", enabled=False)
+    stage.deploy("on")
+    assert [each.name for each in stage.loaded().find("m")] == ["on"]
+
+
+def test_backend_gives_the_base_url_that_is_not_set(stage: Stage) -> None:
+    secret = stage.credential("sk-upstream-secret")
+    stage.deploy("d", backend=f"{__name__}:NeedsSecret", credential_id=secret.id)
+    (made,) = stage.loaded().find("m")
+    assert made.base_url == "https://default.example/v1"
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "problem"),
+    [
+        ("echoo", {}, "Did you mean 'echo'?"),
+        ("nowhere:Nothing", {}, "cannot be loaded"),
+        (f"{__name__}:Picky", {"colour": "blue"}, "refuses its options"),
+        (f"{__name__}:Picky", {"size": 1}, "refuses its options"),
+        (f"{__name__}:NoBackend", {}, "is not a Backend"),
+        (f"{__name__}:NeedsSecret", {}, "needs a credential"),
+    ],
+)
+def test_deployment_that_cannot_be_used_says_why_and_harms_no_other(stage: Stage, backend: str, options: dict[str, Any], problem: str) -> None:
+    stage.deploy("bad", backend=backend, options=options)
+    stage.deploy("good")
+    bad, good = stage.loaded().find("m")
+    assert problem in bad.problem
+    assert good.problem == ""
+
+
+def test_disabled_credential_takes_its_deployment_out(stage: Stage) -> None:
+    secret = stage.credential("sk-upstream-secret")
+    stage.deploy("d", credential_id=secret.id)
+    stage.database.write(lambda: pools.set_credential_disabled(secret.id, 1))
+    (made,) = stage.loaded().find("m")
+    assert "disabled" in made.problem
+    assert not made.secret
+
+
+def test_credential_that_does_not_open_takes_its_deployment_out(stage: Stage) -> None:
+    stage.deploy("d", credential_id=stage.credential("sk-upstream-secret").id)
+    stage.vault = Vault({1: b"x" * 32}, 1)
+    (made,) = stage.loaded().find("m")
+    assert "does not open" in made.problem
+
+
+def test_new_secret_is_a_new_subject_for_cooldowns(stage: Stage) -> None:
+    secret = stage.credential("sk-upstream-secret")
+    stage.deploy("d", credential_id=secret.id)
+    (before,) = stage.loaded().find("m")
+    stage.database.write(lambda: pools.replace_secret(secret.id, "cret", lambda id: stage.vault.seal("sk-next-secret", pools.credential_place(id))))
+    (after,) = stage.loaded().find("m")
+    assert after.secret.reveal() == "sk-next-secret"
+    assert after.credential_subject != before.credential_subject
+    assert after.subject == before.subject
+
+
+def test_deployments_of_one_credential_share_its_subject_and_those_of_none_share_nothing(stage: Stage) -> None:
+    secret = stage.credential("sk-upstream-secret")
+    for name in ("a", "b"):
+        stage.deploy(name, "kept", credential_id=secret.id)
+        stage.deploy(f"{name}-keyless", "keyless")
+    made = stage.loaded()
+    assert len({each.credential_subject for each in made.find("kept")}) == 1
+    assert len({each.credential_subject for each in made.find("keyless")}) == 2
+    assert len({each.subject for each in (*made.find("kept"), *made.find("keyless"))}) == 4
+
+
+def test_environments_deployment_serves_every_name_and_is_never_written(stage: Stage) -> None:
+    stage.deploy("own", "m")
+    stage.deploy("any", "*")
+    made = stage.loaded(EnvironmentDeployment(Secret("sk-environment"), "http://e/v1"))
+    assert [each.name for each in made.find("m")] == ["own"]
+    found = {each.name: each for each in made.find("gpt-9")}
+    assert set(found) == {"any", "environment"}
+    assert (found["environment"].owner, found["environment"].base_url, found["environment"].upstream_name("gpt-9")) == ("environment", "http://e/v1", "gpt-9")
+    assert [each.name for each in stage.database.read(rows.list_deployments)] == ["own", "any"]
+
+
+# following the database
+
+
+def test_change_is_seen_within_a_second(stage: Stage) -> None:
+    catalog = stage.catalog()
+    catalog.start()
+    try:
+        stage.deploy("d")
+        deadline = time.monotonic() + 1.0
+        while not catalog.snapshot.find("m") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [each.name for each in catalog.snapshot.find("m")] == ["d"]
+    finally:
+        catalog.close()
+
+
+def test_same_generation_is_not_loaded_again(stage: Stage) -> None:
+    stage.deploy("d")
+    catalog = stage.catalog()
+    catalog.refresh()
+    before = catalog.snapshot
+    catalog.refresh()
+    assert catalog.snapshot is before
+
+
+def test_database_that_does_not_answer_leaves_the_last_snapshot_in_force(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.deploy("d")
+    catalog = stage.catalog()
+    catalog.refresh()
+    stage.database.close()
+    with caplog.at_level(logging.WARNING):
+        catalog.refresh()
+    assert [each.name for each in catalog.snapshot.find("m")] == ["d"]
+    assert "the catalog was not refreshed" in caplog.text
+
+
+# backends
+
+
+def test_backend_is_built_once_for_the_same_options() -> None:
+    backends = Backends(Services())
+    same = f"{__name__}:Picky"
+    assert backends.get(same, {"colour": "red"}) is backends.get(same, {"colour": "red"})
+    assert backends.get(same, {"colour": "red"}) is not backends.get(same, {})
+    with pytest.raises(PluginError):
+        backends.get(same, {"colour": "blue"})
+
+
+def test_every_backend_is_closed_once_even_where_another_fails_to(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stuck, good = stage.backends.get(f"{__name__}:Picky", {}), stage.backends.get(SCRIPTED, {})
+    catalog = stage.catalog()
+    with caplog.at_level(logging.ERROR):
+        catalog.close()
+        catalog.close()
+    assert isinstance(stuck, Scripted)
+    assert isinstance(good, Scripted)
+    assert (stuck.closed, good.closed) == (1, 1)
+    assert "did not close" in caplog.text

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.identity import CACHE_KEYS, CACHE_S, Identity, Presented, Principal
+from gateway.errors import StoreUnavailable, Unauthenticated
+from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
+from gateway.store import accounts
+from gateway.store.accounts import ApiKey
+from gateway.store.database import Database
+from tests.factories import Clock, migrated, now_ms
+
+HASHER = KeyHasher(b"p" * 32)
+
+
+class Counted:
+    """A database that counts how often it is read."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.reads = 0
+
+    def read(self, work: Callable[[], Any]) -> Any:
+        self.reads += 1
+        return self.database.read(work)
+
+
+class Away:
+    def read(self, work: Callable[[], Any]) -> Any:
+        raise StoreUnavailable("The database did not answer in time.")
+
+
+class Everybody:
+    """Knows every key."""
+
+    def read(self, work: Callable[[], Any]) -> ApiKey:
+        return ApiKey(1, 1, "ann", False, "", "", "", (), 0, None, None, None)
+
+
+class Stage:
+    def __init__(self, database: Database) -> None:
+        self.database, self.counted, self.clock, self.generation = database, Counted(database), Clock(), 1
+        self.identity = Identity(self.counted, HASHER, lambda: self.generation, self.clock)  # type: ignore[arg-type]
+        self.user = database.write(lambda: accounts.create_user("ann", 0))
+
+    def key(self, **fields: Any) -> tuple[str, ApiKey]:
+        key = mint_key()
+        shown = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
+        return key, self.database.write(lambda: accounts.create_key(self.user.id, HASHER.hash(key), 0, **shown, **fields))
+
+    def ask(self, value: str, scheme: str = "bearer") -> Principal:
+        return self.identity.authenticate(Presented("openai", scheme, value))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with migrated(tmp_path) as database:
+        yield Stage(database)
+
+
+def test_key_is_its_users(stage: Stage) -> None:
+    key, row = stage.key(label="laptop", models=("gpt-*", "m"))
+    assert stage.ask(key) == Principal(row.id, "laptop", stage.user.id, ("gpt-*", "m"))
+
+
+def test_every_reason_is_told_in_the_same_words(stage: Stage) -> None:
+    revoked, expired, orphaned = stage.key(), stage.key(expires_at=now_ms() - 1), stage.key()
+    other = stage.database.write(lambda: accounts.create_user("bob", 0))
+    key = mint_key()
+    stage.database.write(lambda: accounts.create_key(other.id, HASHER.hash(key), 0, prefix="", suffix=""))
+    stage.database.write(lambda: accounts.set_user_disabled(other.id, 1))
+    stage.database.write(lambda: accounts.revoke_key(revoked[1].id, 1))
+    told = set()
+    for value, scheme in [
+        (revoked[0], "bearer"),
+        (expired[0], "bearer"),
+        (key, "bearer"),
+        (mint_key(), "bearer"),
+        (orphaned[0], "basic"),
+        (orphaned[0] + " ", "bearer"),
+        ("", "bearer"),
+        ("", ""),
+        ("sk-proj-something", "bearer"),
+        ("gw_user_\N{SNOWMAN}", "bearer"),
+    ]:
+        with pytest.raises(Unauthenticated) as caught:
+            stage.ask(value, scheme)
+        told.add((str(caught.value), caught.value.status, caught.value.code, caught.value.param, caught.value.retry_after_s))
+    assert len(told) == 1
+
+
+def test_what_is_no_key_costs_no_read(stage: Stage) -> None:
+    key = mint_key()
+    for value in ("", "sk-proj-something", key[:-1], key[:-1] + ("a" if key[-1] != "a" else "b"), key + "x"):
+        with pytest.raises(Unauthenticated):
+            stage.ask(value)
+    assert stage.counted.reads == 0
+
+
+def test_known_key_is_remembered_for_a_few_seconds_only(stage: Stage) -> None:
+    key, row = stage.key()
+    stage.ask(key)
+    stage.database.write(lambda: accounts.revoke_key(row.id, 1))
+    stage.clock.now += CACHE_S - 0.01
+    stage.ask(key)
+    assert stage.counted.reads == 1
+    stage.clock.now += 0.02
+    with pytest.raises(Unauthenticated):
+        stage.ask(key)
+
+
+def test_new_generation_ends_the_memory_at_once(stage: Stage) -> None:
+    key, row = stage.key()
+    stage.ask(key)
+    stage.database.write(lambda: accounts.revoke_key(row.id, 1))
+    stage.generation += 1
+    with pytest.raises(Unauthenticated):
+        stage.ask(key)
+
+
+def test_key_that_was_unknown_works_as_soon_as_it_exists(stage: Stage) -> None:
+    key = mint_key()
+    with pytest.raises(Unauthenticated):
+        stage.ask(key)
+    stage.database.write(lambda: accounts.create_key(stage.user.id, HASHER.hash(key), 0, prefix="", suffix=""))
+    assert stage.ask(key).user_id == stage.user.id
+
+
+def test_remembered_key_expires_to_the_moment(stage: Stage) -> None:
+    key, _ = stage.key(expires_at=now_ms() + 300)
+    stage.ask(key)
+    time.sleep(0.35)
+    with pytest.raises(Unauthenticated):
+        stage.ask(key)
+
+
+def test_database_that_is_away_is_no_refusal_of_the_key() -> None:
+    identity = Identity(Away(), HASHER, lambda: 1)  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailable):
+        identity.authenticate(Presented("openai", "bearer", mint_key()))
+
+
+def test_remembered_key_works_while_the_database_is_away(stage: Stage) -> None:
+    key, _ = stage.key()
+    stage.ask(key)
+    stage.database.close()
+    assert stage.ask(key).user_id == stage.user.id
+
+
+def test_memory_of_keys_is_bounded() -> None:
+    identity = Identity(Everybody(), HASHER, lambda: 1)  # type: ignore[arg-type]
+    for _ in range(CACHE_KEYS + 10):
+        identity.authenticate(Presented("openai", "bearer", mint_key()))
+    assert len(identity) <= CACHE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "allowed"),
+    [
+        ((), "anything", True),
+        (("m",), "m", True),
+        (("m",), "mm", False),
+        (("gpt-*",), "gpt-4o", True),
+        (("gpt-*",), "GPT-4o", False),
+        (("gpt-*",), "x-gpt-4o", False),
+        (("a", "*-mini"), "gpt-mini", True),
+        (("claude[1m]",), "claude[1m]", True),
+        (("claude[1m]",), "claude2", False),
+        (("*",), "vendor/model:tag", True),
+    ],
+)
+def test_key_may_use_what_its_names_and_globs_cover(models: tuple[str, ...], model: str, allowed: bool) -> None:
+    assert Principal(1, "", 1, models).may_use(model) is allowed
+
+
+def test_nothing_that_is_shown_holds_the_key(stage: Stage) -> None:
+    key, _ = stage.key()
+    assert key not in repr(stage.ask(key))
+    assert key not in repr(Presented("openai", "bearer", key))
+    with pytest.raises(Unauthenticated) as caught:
+        stage.ask(mint_key())
+    assert "gw_" not in str(caught.value)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.api import PREFIXES
+from gateway.app import create_app
+from gateway.backend import Secret
+from gateway.errors import PluginError
+from gateway.secrets import SecretsError
+from gateway.settings import Settings
+from tests.unit.api.served import Server, logs_kept, prepared, serving
+
+KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+"""32 bytes in base64."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    with logs_kept():
+        yield Settings(data_dir=tmp_path / "data", master_key=Secret(f"1:{KEY}"), pepper=Secret(KEY))
+
+
+def test_building_the_application_starts_nothing_and_opens_nothing(settings: Settings) -> None:
+    before = set(threading.enumerate())
+    app = create_app(settings)
+    assert set(threading.enumerate()) == before
+    assert not settings.data_dir.exists()
+    assert app.extensions["gateway"].catalog.generation == -1
+
+
+def test_application_is_not_ready_before_it_is_started(settings: Settings) -> None:
+    prepared(settings)
+    app = create_app(settings)
+    client = app.test_client()
+    assert client.get("/readyz").status_code == 503
+    app.extensions["gateway"].start()
+    try:
+        assert client.get("/readyz").status_code == 200
+    finally:
+        app.extensions["gateway"].close()
+        app.extensions["database"].close()
+
+
+def test_missing_secrets_are_told_and_not_made(tmp_path: Path) -> None:
+    with logs_kept(), pytest.raises(SecretsError):
+        create_app(Settings(data_dir=tmp_path / "data"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policy_that_does_not_exist_is_told(settings: Settings) -> None:
+    with pytest.raises(PluginError, match="Did you mean 'weighted'"):
+        create_app(Settings(data_dir=settings.data_dir, master_key=settings.master_key, pepper=settings.pepper, policy="wieghted"))
+
+
+def test_secrets_of_the_settings_never_reach_the_log(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"openai_api_key": "plain-upstream-secret", "metrics_token": "plain-metrics-token"}
+    create_app(
+        Settings(data_dir=settings.data_dir, master_key=settings.master_key, pepper=settings.pepper, **{name: Secret(text) for name, text in known.items()})
+    )
+    logging.getLogger("gateway").warning("%s %s %s %s", *known.values(), KEY, f"1:{KEY}")
+    written = capsys.readouterr().err
+    assert "redacted" in written
+    assert not any(text in written for text in (*known.values(), KEY))
+
+
+def test_every_route_declares_who_may_use_it(settings: Settings) -> None:
+    app = create_app(settings)
+    policies = {rule.rule: getattr(app.view_functions[rule.endpoint], "policy", None) for rule in app.url_map.iter_rules()}
+    assert set(policies.values()) == {"key", "open", "metrics"}
+    assert {rule for rule, policy in policies.items() if policy != "key"} == {"/healthz", "/readyz", "/openapi.json", "/metrics"}
+
+
+def test_every_route_stands_under_the_prefix_of_its_family(settings: Settings) -> None:
+    for rule in create_app(settings).url_map.iter_rules():
+        family = rule.endpoint.partition(".")[0]
+        assert rule.rule.startswith(PREFIXES[family]), rule
+
+
+def test_route_of_files_that_flask_would_add_is_not_there(settings: Settings) -> None:
+    assert not any("static" in rule.endpoint for rule in create_app(settings).url_map.iter_rules())
+
+
+def test_environments_key_serves_every_model_without_a_row(tmp_path: Path) -> None:
+    with serving(tmp_path, openai_api_key=Secret("sk-environment-secret"), openai_base_url="http://127.0.0.1:9/v1") as served:
+        (found,) = served.gateway.catalog.snapshot.find("gpt-9")
+        assert (found.owner, found.secret.reveal(), found.base_url) == ("environment", "sk-environment-secret", "http://127.0.0.1:9/v1")
+
+
+def test_server_may_be_told_to_close_the_connection(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        server = Server(served.app)
+        environ = served.client.get("/healthz").request.environ | {"CONTENT_LENGTH": "5", "wsgi.input": io.BytesIO(b"hello")}
+        server.call(environ)
+        assert server.status.startswith("200")
+        assert server.closes
