@@ -7,6 +7,7 @@ monkey.patch_all()
 import faulthandler  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
@@ -17,6 +18,7 @@ from gateway.settings import Settings  # noqa: E402
 
 settings = Settings.load()
 logs.set_up(settings.log_level, logs.Redactor())
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold every secret that was opened
 
 wsgi_app = "wsgi:app"
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"

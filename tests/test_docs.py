@@ -136,5 +136,5 @@ def test_links_lead_to_files_of_the_repository(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_paths_that_the_pages_name_exist(page: Path) -> None:
-    for path in re.findall(r"`((?:gateway|backends|tests|docs|migrations|benchmarks)/[\w./-]*)`", page.read_text()):
+    for path in re.findall(r"`((?:gateway|backends|tests|docs|migrations)/[\w./-]*)`", page.read_text()):
         assert (ROOT / path).exists(), path

@@ -19,6 +19,7 @@ MAX_DEPTH = 128
 LENIENT_BYTES = 1 << 20
 """Up to this size a body that msgspec refuses is tried with `json`, which takes lone surrogates and 1e999."""
 
+_EMPTY = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*\}")
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOP = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
 _NESTED = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
@@ -42,6 +43,8 @@ class Fields(msgspec.Struct, frozen=True):
 
 
 _FIELD_NAMES = frozenset(Fields.__struct_fields__)
+_KEPT_NAMES = _FIELD_NAMES | {"prompt"}
+"""`prompt` is long in completions and is not decoded; whether it is an object says that it is a stored one."""
 _FIELDS = msgspec.json.Decoder(Fields)
 
 
@@ -55,15 +58,20 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A valid JSON object. `spans` has every top-level member; of a repeated one, the last."""
+    """A valid JSON object. `kept` says where those members stand that the gateway reads or sets; of a repeated one, the last."""
 
     raw: bytes
     fields: Fields
-    spans: Mapping[str, Span]
+    kept: Mapping[str, Span]
+
+    @property
+    def spans(self) -> Mapping[str, Span]:
+        """Where every top-level member stands; scans the document again."""
+        return scan(self.raw)
 
     def member(self, name: str) -> bytes | None:
         """The raw JSON of a top-level member, or None."""
-        span = self.spans.get(name)
+        span = (self.kept if name in _KEPT_NAMES else self.spans).get(name)
         return None if span is None else self.raw[span.start : span.end]
 
     def parsed(self) -> dict[str, Any]:
@@ -73,17 +81,21 @@ class Document:
 
     def spliced(self, members: Mapping[str, Any]) -> bytes:
         """The body with these top-level members set: present ones in place, absent ones at the front. A msgspec.Raw value goes in as it is."""
-        edits = [(self.spans[name], _encoded(value)) for name, value in members.items() if name in self.spans]
-        added = [json.dumps(name).encode() + b":" + _encoded(value) for name, value in members.items() if name not in self.spans]
-        if added:
-            brace = self.raw.index(b"{") + 1
-            tail = b"," if self.spans else b""
-            edits.append((Span(brace, brace), b",".join(added) + tail))
-        pieces, at = [], 0
-        for span, value in sorted(edits, key=lambda edit: edit[0].start):
-            pieces += [self.raw[at : span.start], value]
-            at = span.end
-        return b"".join([*pieces, self.raw[at:]])
+        return _spliced(self.raw, self.kept if members.keys() <= _KEPT_NAMES else self.spans, members)
+
+
+def _spliced(raw: bytes, spans: Mapping[str, Span], members: Mapping[str, Any]) -> bytes:
+    edits = [(spans[name], _encoded(value)) for name, value in members.items() if name in spans]
+    added = [json.dumps(name).encode() + b":" + _encoded(value) for name, value in members.items() if name not in spans]
+    if added:
+        brace = raw.index(b"{") + 1
+        tail = b"" if _EMPTY.match(raw) else b","
+        edits.append((Span(brace, brace), b",".join(added) + tail))
+    pieces, at = [], 0
+    for span, value in sorted(edits, key=lambda edit: edit[0].start):
+        pieces += [raw[at : span.start], value]
+        at = span.end
+    return b"".join([*pieces, raw[at:]])
 
 
 def _encoded(value: Any) -> bytes:
@@ -94,9 +106,9 @@ def read(raw: bytes) -> Document:
     """Read a request body. Raises BadRequest for anything but one JSON object (RFC 8259, UTF-8, no BOM), nested at most 128 deep,
     in which no member that the gateway reads stands twice."""
     fields = _decode(raw)
-    spans = scan(raw)
+    kept = scan(raw, _KEPT_NAMES)
     check_fields(fields)
-    return Document(raw, fields, spans)
+    return Document(raw, fields, kept)
 
 
 def check_fields(fields: Fields) -> None:
@@ -150,8 +162,9 @@ def _reason(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
 
 
-def scan(raw: bytes) -> dict[str, Span]:
-    """Find the top-level members of a valid JSON object. Raises BadRequest where it nests too deep or repeats a member that we read.
+def scan(raw: bytes, names: frozenset[str] | None = None) -> dict[str, Span]:
+    """Find the top-level members of a valid JSON object: those of these names, or all. Raises BadRequest where it nests too deep
+    or repeats a member that we read.
 
     Pure Python on purpose: in a native thread it is pre-empted, as a C decoder is not.
     """
@@ -172,21 +185,23 @@ def scan(raw: bytes) -> dict[str, Span]:
         elif kind in b"}]":
             depth -= 1
             if depth == 0:
-                _add_member(raw, member_start, token.start(), spans)
+                _add_member(raw, member_start, token.start(), spans, names)
                 return spans
         elif kind == 0x2C:  # a comma, at depth 1 only
-            _add_member(raw, member_start, token.start(), spans)
+            _add_member(raw, member_start, token.start(), spans, names)
             member_start = at
 
 
 _KEY = re.compile(rb"[ \t\r\n]*(" + _STRING + rb")[ \t\r\n]*:[ \t\r\n]*", re.DOTALL)
 
 
-def _add_member(raw: bytes, start: int, end: int, spans: dict[str, Span]) -> None:
+def _add_member(raw: bytes, start: int, end: int, spans: dict[str, Span], names: frozenset[str] | None) -> None:
     key = _KEY.match(raw, start, end)
     if key is None:
         return  # an empty object
     name = json.loads(key[1])
+    if names is not None and name not in names:
+        return
     if name in spans and name in _FIELD_NAMES:
         raise BadRequest(f"The member '{name}' stands twice in the request body.", param=name)
     while raw[end - 1] in b" \t\r\n":
@@ -198,4 +213,4 @@ def with_member(raw: bytes | None, name: str, value: Any) -> msgspec.Raw:
     """The JSON object `raw` (None or null: an empty one) with one member set, its other bytes kept."""
     if raw is None or raw == b"null":
         raw = b"{}"
-    return msgspec.Raw(Document(raw, Fields(), scan(raw)).spliced({name: value}))
+    return msgspec.Raw(_spliced(raw, scan(raw), {name: value}))

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -97,6 +98,10 @@ class Engine(ABC):
     def _refused(self, error: BaseException) -> str:
         """Which constraint an integrity error names."""
 
+    def current(self) -> bool:
+        """Whether this thread's connection still leads to the place that was configured."""
+        return True
+
     @abstractmethod
     def create(self) -> None:
         """Make the place for a database that is not there yet, where the program may. Raises CannotOpen."""
@@ -104,7 +109,9 @@ class Engine(ABC):
     def open(self, *, read_only: bool, patient: bool = False) -> None:
         """Connect, unless this thread is connected. Raises CannotOpen."""
         if not self.peewee.is_closed():
-            return
+            if self.current():
+                return
+            self.drop()
         try:
             self.peewee.connect()
             self._open.add(id(self.peewee.connection()))
@@ -219,6 +226,7 @@ class SqliteEngine(Engine):
         # The wait for a lock ends before the caller's does, so that the caller learns of the lock.
         options = {"pragmas": {"synchronous": "FULL", "foreign_keys": 1}, "lock_type": "IMMEDIATE", "timeout": 0.8 * timeout_s}
         self.peewee = _UnlockedSqlite(f"file:{quote(str(path))}?mode=rw", autoconnect=False, uri=True, **options)
+        self._opened = threading.local()
 
     def worker(self, run: Callable[[list[Job]], None], name: str, limit: int) -> Worker:
         return NativeWorker(run, name, limit)
@@ -241,7 +249,19 @@ class SqliteEngine(Engine):
             return obstacle.strerror or "it cannot be reached"
         return super()._reason(error)
 
+    def current(self) -> bool:
+        """A file that was moved away or replaced takes commits that nobody will ever find."""
+        return bool(self._identity() == self._opened.identity)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
     def _prepare(self, read_only: bool, patient: bool) -> None:
+        self._opened.identity = self._identity()
         if read_only:
             self.peewee.execute_sql("PRAGMA query_only = 1")
         elif self.peewee.execute_sql("PRAGMA journal_mode = WAL").fetchone() != ("wal",):

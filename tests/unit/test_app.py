@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import threading
@@ -55,18 +56,16 @@ def test_missing_secrets_are_told_and_not_made(tmp_path: Path) -> None:
 
 def test_policy_that_does_not_exist_is_told(settings: Settings) -> None:
     with pytest.raises(PluginError, match="Did you mean 'weighted'"):
-        create_app(Settings(data_dir=settings.data_dir, master_key=settings.master_key, pepper=settings.pepper, policy="wieghted"))
+        create_app(dataclasses.replace(settings, policy="wieghted"))
 
 
 def test_secrets_of_the_settings_never_reach_the_log(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"openai_api_key": "plain-upstream-secret", "metrics_token": "plain-metrics-token"}
-    create_app(
-        Settings(data_dir=settings.data_dir, master_key=settings.master_key, pepper=settings.pepper, **{name: Secret(text) for name, text in known.items()})
-    )
-    logging.getLogger("gateway").warning("%s %s %s %s", *known.values(), KEY, f"1:{KEY}")
+    plain = ("plain-upstream-secret", "plain-metrics-token", KEY, f"1:{KEY}")
+    create_app(dataclasses.replace(settings, openai_api_key=Secret(plain[0]), metrics_token=Secret(plain[1])))
+    logging.getLogger("gateway").warning("%s %s %s %s", *plain)
     written = capsys.readouterr().err
     assert "redacted" in written
-    assert not any(text in written for text in (*known.values(), KEY))
+    assert not any(text in written for text in plain)
 
 
 def test_every_route_declares_who_may_use_it(settings: Settings) -> None:

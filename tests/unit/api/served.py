@@ -46,7 +46,7 @@ class Served:
 
     def new_key(self, user_id: int, models: tuple[str, ...] = ()) -> str:
         key = mint_key()
-        shown = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
+        shown: dict[str, Any] = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
         self.database.write(lambda: accounts.create_key(user_id, self.secrets.hasher.hash(key), 0, models=models, **shown))
         return key
 

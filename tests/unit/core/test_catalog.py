@@ -143,7 +143,7 @@ def test_nothing_is_there_before_the_first_load(stage: Stage) -> None:
 
 def test_deployment_carries_what_was_configured(stage: Stage) -> None:
     secret = stage.credential("sk-upstream-secret")
-    fields = {
+    fields: dict[str, Any] = {
         "base_url": "http://u/v1",
         "upstream_model": "real",
         "credential_id": secret.id,

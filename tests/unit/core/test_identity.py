@@ -50,7 +50,7 @@ class Stage:
 
     def key(self, **fields: Any) -> tuple[str, ApiKey]:
         key = mint_key()
-        shown = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
+        shown: dict[str, Any] = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
         return key, self.database.write(lambda: accounts.create_key(self.user.id, HASHER.hash(key), 0, **shown, **fields))
 
     def ask(self, value: str, scheme: str = "bearer") -> Principal:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,8 +34,8 @@ def stage(tmp_path: Path) -> Iterator[Bookkeeping]:
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**12)), min_size=9, max_size=9), st.integers(0, 10**12))
 def test_amount_is_exact_and_rounded_up_once(used: list[tuple[int, int]], per_call: int) -> None:
     rates = {bucket: rate for bucket, (_, rate) in zip(BUCKETS, used, strict=True)}
-    usage = Usage(**{bucket: tokens for bucket, (tokens, _) in zip(BUCKETS, used, strict=True)})
-    amount = amount_nano(Metered(usage, Source.PROVIDER), Price(1, "m", 0, rates, per_call, "", 0))
+    counts: dict[str, Any] = {bucket: tokens for bucket, (tokens, _) in zip(BUCKETS, used, strict=True)}
+    amount = amount_nano(Metered(Usage(**counts), Source.PROVIDER), Price(1, "m", 0, rates, per_call, "", 0))
     exact = sum(Fraction(tokens * rate, 1000) for tokens, rate in used) + per_call
     assert type(amount) is int
     assert 0 <= amount - exact < 1
@@ -51,8 +52,9 @@ def test_two_parts_of_a_nano_dollar_are_rounded_together() -> None:
 
 def test_every_bucket_has_its_own_rate() -> None:
     for number, bucket in enumerate(BUCKETS):
-        priced = price(rate=0, **{bucket: 1000 * (number + 1)})
-        assert amount_nano(Metered(Usage(**{bucket: 7}), Source.PROVIDER), priced) == 7 * (number + 1)
+        rates: dict[str, Any] = {bucket: 1000 * (number + 1)}
+        counts: dict[str, Any] = {bucket: 7}
+        assert amount_nano(Metered(Usage(**counts), Source.PROVIDER), price(rate=0, **rates)) == 7 * (number + 1)
 
 
 def test_without_a_price_nothing_is_charged() -> None:

@@ -26,7 +26,7 @@ class Stage:
     def rest(self, one: Candidate) -> tuple[str, float] | None:
         """The reason, and the seconds from now."""
         found = self.pool.rest(one)
-        return None if found is None else (found.reason, pytest.approx(found.until - self.clock.now))
+        return None if found is None else (found.reason, round(found.until - self.clock.now, 6))
 
 
 def refused(status: int, code: str | None = None, reset_s: float | None = None) -> UpstreamRefused:

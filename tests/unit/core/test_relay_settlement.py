@@ -49,7 +49,7 @@ def test_event_that_only_looks_like_a_usage_does_not_push_out_the_usage() -> Non
 
 def test_comments_are_not_counted_as_words() -> None:
     book = Book()
-    items = [chunk("a"), *[b": still there\n\n"] * 50, chunk("b"), chunk("c"), UpstreamInterrupted("cut")]
+    items: list[bytes | Exception] = [chunk("a"), *[b": still there\n\n"] * 50, chunk("b"), chunk("c"), UpstreamInterrupted("cut")]
     drained(relayed(items, book), book)
     assert book.settled[0][1].usage.output_tokens == 1
 

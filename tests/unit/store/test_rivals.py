@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,19 @@ def test_a_silent_server_holds_nobody_up_for_another(opened: Opener) -> None:
 
     assert [type(error) for error in errors] == [StoreUnavailable] * 3
     assert took_s < 5
+
+
+def test_a_file_that_was_replaced_takes_no_commits_that_nobody_would_find(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "gateway.db"
+    with closing(Database(f"sqlite://{path}", timeout_s=1.0)) as database:
+        database.bind()
+        database.migrate()
+        database.write(lambda: accounts.create_user("before", 1))
+        path.rename(path.with_suffix(".moved"))
+        with pytest.raises(StoreUnavailable):
+            database.write(lambda: accounts.create_user("lost", 1))
+        with pytest.raises(StoreUnavailable):
+            database.read(accounts.list_users)
+        path.with_suffix(".moved").rename(path)
+        database.write(lambda: accounts.create_user("after", 1))
+        assert [user.name for user in database.read(accounts.list_users)] == ["before", "after"]
