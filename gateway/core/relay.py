@@ -41,7 +41,7 @@ class Relay:
         self._answer, self._exchange, self._ledger = answer, exchange, ledger
         self._codec = CODECS[exchange.call.dialect]
         self._chunks, self._pending = answer.reply.chunks, deque[bytes]([answer.head] if answer.head else [])
-        self._rest = b""
+        self._splitter, self._rest = sse.Splitter(), b""
         self._usage_events = deque[bytes](maxlen=USAGE_EVENTS)
         self._delivered_bytes = self._delivered_events = 0
         self._terminal = self._finished = self._broke_event = self._over = False
@@ -164,10 +164,8 @@ class Relay:
 
     def _take(self, block: bytes) -> bytes:
         """What of the buffered bytes may leave now; b"" where an event is still incomplete."""
-        buffer = self._rest + block if self._rest else block
-        boundary = sse.last_boundary(buffer)
-        events, self._rest = buffer[:boundary], buffer[boundary:]
-        if len(self._rest) > EVENT_BYTES:
+        events = self._splitter.feed(block)
+        if self._splitter.size > EVENT_BYTES:
             events += self._overlong()
         if not events:
             return b""
@@ -183,11 +181,11 @@ class Relay:
 
     def _overlong(self) -> bytes:
         """The part of an overlong event that leaves: nothing of one that looks terminal, up to a bound."""
-        if self._codec.terminal_candidate.search(self._rest[:4096]) and len(self._rest) < TERMINAL_EVENT_BYTES:
+        if self._codec.terminal_candidate.search(self._splitter.head(4096)) and self._splitter.size < TERMINAL_EVENT_BYTES:
             return b""
-        if not self._broke_event and _USAGE.search(self._rest):
+        piece, first, self._broke_event = self._splitter.drain(), not self._broke_event, True
+        if first and _USAGE.search(piece):
             log.warning("usage in an event of over 1 MB is not read", extra={"exchange": self._exchange.id})
-        piece, self._rest, self._broke_event = self._rest, b"", True
         return piece
 
     def _note_usage(self, events: bytes) -> None:
@@ -203,7 +201,7 @@ class Relay:
         if after:
             self._terminal = True
             self._pending.clear()
-            self._rest = b"".join(after) + self._rest
+            self._rest = b"".join(after) + self._splitter.drain()
             return b"".join(before) or self._after_terminal()
         return events
 
@@ -232,16 +230,19 @@ class Relay:
 
     def _ended(self) -> bytes:
         """The upstream ended cleanly, but without the terminal event, or without the blank line after it."""
-        if self._rest and self._codec.is_terminal(sse.parse(self._rest)):
-            self._note_usage(self._rest)
-            self._terminal = True
+        rest = self._splitter.drain()
+        if rest and self._codec.is_terminal(sse.parse(rest)):
+            self._note_usage(rest)
+            self._terminal, self._rest = True, rest
             return self._after_terminal()
-        if self._finished and not self._rest and self._one_choice():
+        if self._finished and not rest.strip() and self._one_choice():
             self._over = True
             try:
                 self._settle(Ending.COMPLETE)
             except SettleFailed as error:
                 return self._error_event(error)
+            if rest:
+                return rest
             raise StopIteration
         return self._broken(UpstreamInterrupted("The upstream's stream ended before it was complete."))
 

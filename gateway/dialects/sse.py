@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 _BOUNDARY = re.compile(_LINE_END + _LINE_END)
+_LONGEST_BOUNDARY = 4
 _LINES = re.compile(rb"\r\n|\n|\r")
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -35,6 +36,54 @@ def last_boundary(buffer: bytes) -> int:
         if match.end() < len(buffer) or not buffer.endswith(b"\r"):
             end = match.end()
     return end
+
+
+class Splitter:
+    """Cuts a stream into whole events as it comes. Takes time in proportion to the bytes, however they are cut."""
+
+    __slots__ = ("_pieces", "_tail", "size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._tail = b""
+        self.size = 0
+        """Bytes of the event that is not complete yet."""
+
+    def feed(self, block: bytes) -> bytes:
+        """The events that are complete with this block; b"" where there is none."""
+        window = self._tail + block if self._tail else block
+        boundary = last_boundary(window)
+        if not boundary:
+            self._keep(block)
+            return b""
+        cut = boundary - len(self._tail)  # never negative: only the line end at the end of the tail was undecided
+        events = b"".join([*self._pieces, block[:cut]]) if self._pieces else block[:cut]
+        self._pieces.clear()
+        self.size = 0
+        self._keep(block[cut:])
+        return events
+
+    def _keep(self, block: bytes) -> None:
+        if block:
+            self._pieces.append(block)
+            self.size += len(block)
+        self._tail = (self._tail + block)[-_LONGEST_BOUNDARY + 1 :] if self.size > len(block) else block[-_LONGEST_BOUNDARY + 1 :]
+
+    def head(self, size: int) -> bytes:
+        """The first bytes of what is kept."""
+        head = b""
+        for piece in self._pieces:
+            head += piece[: size - len(head)]
+            if len(head) == size:
+                break
+        return head
+
+    def drain(self) -> bytes:
+        """What is kept, complete or not; keeps it no longer."""
+        rest = b"".join(self._pieces)
+        self._pieces.clear()
+        self._tail, self.size = b"", 0
+        return rest
 
 
 def split(buffer: bytes) -> Iterator[bytes]:

@@ -34,13 +34,13 @@ STREAM = b'{"model":"m","stream":true}'
 
 
 class Attempts:
-    """A dispatcher on a clock, and what it needs."""
+    """A dispatcher on a clock, and what it needs. `draw` is the policy's chance."""
 
-    def __init__(self) -> None:
+    def __init__(self, draw: float = 0.0) -> None:
         self.clock = Clock()
         self.cooldowns = MemoryCooldowns(self.clock)
         self.pool = Pool(self.cooldowns, self.clock, lambda: 1.0)
-        self.dispatcher = Dispatcher(self.pool, Weighted(lambda: 0.0), Metrics(), self.clock)
+        self.dispatcher = Dispatcher(self.pool, Weighted(lambda: draw), Metrics(), self.clock)
 
     def send(self, *candidates: Candidate, made: Call | None = None, user: int = 1) -> tuple[Answer, Exchange]:
         ex = self.exchange(made, user)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ class Picky(Scripted):
     def close(self) -> None:
         super().close()
         raise OSError("stuck")
+
+
+class Roomy(Scripted):
+    Options = dict
 
 
 class NeedsSecret(Scripted):
@@ -237,6 +242,17 @@ def test_deployments_of_one_credential_share_its_subject_and_those_of_none_share
     assert len({each.subject for each in (*made.find("kept"), *made.find("keyless"))}) == 4
 
 
+def test_globs_and_prices_are_loaded_in_their_order(stage: Stage) -> None:
+    for model in ("*", "gpt-4*", "gpt-*"):
+        stage.deploy(f"any-{len(model)}", model)
+    for name, since in (("*", 0), ("gpt-4*", 0), ("gpt-*", 0), ("gpt-4*", 300), ("gpt-4*", 200)):
+        stage.database.write(partial(rows.add_price, name, since, {}, 0))
+    made = stage.loaded()
+    assert [each.name for each in (*made.find("gpt-4o"), *made.find("gpt-3"), *made.find("m"))] == ["any-6", "any-5", "any-1"]
+    found = [made.price(name, at) for name, at in (("gpt-4o", 1000), ("gpt-4o", 250), ("gpt-4o", 100), ("gpt-3", 1000), ("m", 1000))]
+    assert [(each.model, each.valid_from) for each in found if each] == [("gpt-4*", 300), ("gpt-4*", 200), ("gpt-4*", 0), ("gpt-*", 0), ("*", 0)]
+
+
 def test_environments_deployment_serves_every_name_and_is_never_written(stage: Stage) -> None:
     stage.deploy("own", "m")
     stage.deploy("any", "*")
@@ -285,6 +301,11 @@ def test_database_that_does_not_answer_leaves_the_last_snapshot_in_force(stage: 
 
 
 # backends
+
+
+def test_order_of_the_options_makes_no_other_backend() -> None:
+    backends = Backends(Services())
+    assert backends.get(f"{__name__}:Roomy", {"a": 1, "b": 2}) is backends.get(f"{__name__}:Roomy", {"b": 2, "a": 1})
 
 
 def test_backend_is_built_once_for_the_same_options() -> None:

@@ -32,12 +32,19 @@ def test_failed_attempt_goes_to_another_deployment(error: Exception) -> None:
     assert len(backend.calls) == 1
 
 
-def test_lower_priority_waits_its_turn() -> None:
-    stage = Attempts()
+@pytest.mark.parametrize("draw", [0.0, 0.999])
+def test_lower_priority_waits_its_turn(draw: float) -> None:
+    stage = Attempts(draw)
     second, backend = served("b", priority=1)
     for _ in range(5):
         stage.send(served("a")[0], second)
     assert backend.calls == []
+
+
+def test_equal_priorities_are_the_policys_to_choose_from() -> None:
+    first, second = served("a"), served("b")
+    Attempts(0.999).send(first[0], second[0])
+    assert (len(first[1].calls), len(second[1].calls)) == (0, 1)
 
 
 def test_clients_mistake_is_relayed_word_for_word_and_not_tried_again() -> None:

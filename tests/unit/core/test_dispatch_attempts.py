@@ -6,7 +6,7 @@ import pytest
 
 from gateway.backend import Call, Deadlines, Reply, Target
 from gateway.errors import Cancelled, RateLimited, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from tests.factories import JSON, Chunks, StillClient, call, exchange, reply
+from tests.factories import JSON, Chunks, StillClient, call, exchange, principal, reply, sent
 from tests.unit.core.stages import OK, Attempts, refused, served
 
 
@@ -134,3 +134,29 @@ def test_wait_for_a_rate_limit_is_between_a_second_and_an_hour() -> None:
         with pytest.raises(RateLimited) as caught:
             Attempts().send(served("a", refused(429, reset_s=asked))[0])
         assert caught.value.retry_after_s == pytest.approx(told)
+
+
+def test_two_keys_of_one_user_are_one_witness() -> None:
+    stage = Attempts()
+    first, second = served("a", None, *[refused(500)] * 6)[0], served("b", priority=1)[0]
+    stage.send(first, second, user=5)
+    for key_id in (1, 2, 1, 2, 1, 2):
+        ex = stage.exchange()
+        ex.principal = principal(key_id, user_id=9)
+        stage.dispatcher.send(ex, [first, second])
+    assert stage.pool.rest(first) is None
+
+
+def test_answer_in_between_begins_the_count_of_failures_anew() -> None:
+    stage = Attempts()
+    first, second = served("a", refused(500), refused(500), None, refused(500), refused(500))[0], served("b", priority=1)[0]
+    for _ in range(5):
+        stage.send(first, second)
+    assert stage.pool.rest(first) is None
+
+
+def test_model_that_keeps_its_name_keeps_its_bytes() -> None:
+    first, backend = served("a")
+    raw = b'{"model":"\\u006d","messages":[]}'
+    Attempts().send(first, made=call(raw))
+    assert sent(backend.calls[0].body) == raw

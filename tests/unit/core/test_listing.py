@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,11 @@ def test_model_without_a_usable_deployment_is_not_listed() -> None:
 
 def test_names_behind_a_glob_are_those_that_its_upstream_lists_and_it_covers() -> None:
     assert Stage({"gpt-*": behind(Lister("gpt-4o", "whisper-1", "gpt-5"))}).names() == ["gpt-4o", "gpt-5"]
+
+
+def test_upstream_does_not_speak_for_what_another_glob_covers() -> None:
+    deployments = {"gpt-*": behind(Lister("gpt-4o", "claude-3"), "a"), "claude-*": behind(Lister("claude-4"), "b")}
+    assert Stage(deployments).names() == ["claude-4", "gpt-4o"]
 
 
 def test_glob_itself_is_not_listed() -> None:
@@ -144,6 +150,8 @@ def test_upstream_that_hangs_is_left_out_after_its_deadline_and_not_waited_for_a
     lister = Lister("a", asking=lambda: release.wait(30))
     stage = Stage({"*": behind(lister), "m": behind(Scripted(), "m")})
     assert stage.names() == ["m"]
+    asked_again = time.monotonic()
     assert stage.names() == ["m"]
+    assert time.monotonic() - asked_again < DEADLINE_S
     assert len(lister.asked) == 1
     release.set()

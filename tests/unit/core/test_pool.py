@@ -97,9 +97,9 @@ def test_failures_of_the_last_fit_deployment_count_once_there_is_another() -> No
 def test_failures_further_apart_than_the_window_do_not_add_up() -> None:
     stage, one = Stage(), candidate("a")
     for _ in range(5):
-        stage.fail(one, refused(500))
         stage.clock.now += WINDOW_S / 2 + 0.1
-    assert stage.rest(one) is None
+        stage.fail(one, refused(500))
+        assert stage.rest(one) is None
 
 
 def test_failures_within_the_window_add_up() -> None:

@@ -84,6 +84,13 @@ def test_stream_that_ends_after_its_finish_reason_is_complete_without_done() -> 
     assert book.settled[0][0] is Ending.COMPLETE
 
 
+def test_line_ends_after_the_last_event_are_no_broken_event() -> None:
+    items = [chunk("a"), b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', b"\n"]
+    book = Book()
+    assert drained(relayed(items, book), book) == b"".join(items)
+    assert book.settled[0][0] is Ending.COMPLETE
+
+
 def test_two_choices_need_done() -> None:
     items = [chunk("a"), b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n']
     book = Book()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -166,3 +167,26 @@ def test_encoded_event_reads_back(data: bytes, name: str) -> None:
 def test_keep_alive_is_a_whole_event_without_data() -> None:
     assert sse.last_boundary(sse.KEEP_ALIVE) == len(sse.KEEP_ALIVE)
     assert sse.parse(sse.KEEP_ALIVE) == Event("", None)
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\r", b": x"]), max_size=12), st.lists(st.integers(1, 9), max_size=40)
+)
+def test_splitter_gives_whole_events_and_keeps_no_whole_one(parts: list[bytes], sizes: list[int]) -> None:
+    whole, splitter, out, at = b"".join(parts), sse.Splitter(), b"", 0
+    for size in [*sizes, len(whole) or 1]:
+        block = whole[at : at + size]
+        at += size
+        if block:
+            out += splitter.feed(block)
+            assert len(out) + splitter.size == min(at, len(whole))
+            assert sse.last_boundary(whole[len(out) : at]) == 0
+            assert out == b"" or re.search(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)\Z", out)
+    assert out + splitter.drain() == whole
+
+
+def test_splitter_shows_the_head_of_what_it_keeps() -> None:
+    splitter = sse.Splitter()
+    for piece in (b"data: 1\n\nev", b"ent", b": x"):
+        splitter.feed(piece)
+    assert (splitter.head(4), splitter.head(99), splitter.size) == (b"even", b"event: x", 8)
