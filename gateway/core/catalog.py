@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from gateway import plugins
 from gateway.backend import Backend, Deadlines, Secret, Services
 from gateway.concurrency import every
+from gateway.core.globs import is_glob, matches
 from gateway.errors import GatewayError, PluginError
 from gateway.secrets import SecretsError, Vault
 from gateway.store import catalog as store_catalog
@@ -67,12 +67,12 @@ class Snapshot:
         """The deployments of a model: those of the exact name, else of the longest glob that matches."""
         if model in self.deployments:  # a name may hold what a glob does: "claude[1m]"
             return self.deployments[model]
-        glob = next((glob for glob in self.globs if fnmatch.fnmatchcase(model, glob)), None)
+        glob = next((glob for glob in self.globs if matches(model, glob)), None)
         return self.deployments[glob] if glob is not None else ()
 
     def price(self, upstream_model: str, at: int) -> Price | None:
         """The price in force at that moment (Unix milliseconds); an exact name before the longest glob."""
-        for name in (upstream_model, *(glob for glob in self.price_globs if fnmatch.fnmatchcase(upstream_model, glob))):
+        for name in (upstream_model, *(glob for glob in self.price_globs if matches(upstream_model, glob))):
             price = next((price for price in self.prices.get(name, ()) if price.valid_from <= at), None)
             if price is not None:
                 return price
@@ -81,10 +81,6 @@ class Snapshot:
 
 def _globs(names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if is_glob(name)), key=len, reverse=True)
-
-
-def is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class Dispatcher:
             return Cancelled(exchange.call.cancel.reason)
         rests = [rest for candidate in candidates if (rest := self._pool.rest(candidate)) is not None]
         wait_s = max(1.0, min((rest.until for rest in rests), default=0.0) - self._clock())
-        limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 for error in errors)
+        limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 and error.blame is Blame.CREDENTIAL_MODEL for error in errors)
         if limited and (errors or {rest.reason for rest in rests} == {"rate_limited"}):
             return RateLimited("Every deployment of this model is at its upstream's rate limit.", code="upstream_rate_limited", retry_after_s=min(wait_s, 3600))
         if not errors:
@@ -169,7 +169,7 @@ def _told(error: UpstreamError) -> UpstreamError:
     """The last attempt's error as the client may see it: never an upstream's 401, 402, 403 or 429."""
     if not isinstance(error, UpstreamRefused):
         return error
-    if error.upstream_status in (401, 402, 403):
+    if error.upstream_status in (401, 402, 403) or error.blame is Blame.CREDENTIAL_SPENT:
         return UpstreamError("The upstream refused the gateway's credential.", code="upstream_refused_credential")
     return UpstreamError(f"The upstream failed with status {error.upstream_status}.", code="upstream_error")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.core.globs import matches
 from gateway.errors import Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
 from gateway.store.accounts import ApiKey, find_key
@@ -37,7 +37,7 @@ class Principal:
     models: tuple[str, ...]
 
     def may_use(self, model: str) -> bool:
-        return not self.models or any(model == pattern or fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        return not self.models or any(matches(model, pattern) for pattern in self.models)
 
 
 class Identity:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import threading
 import time
@@ -10,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from gateway.backend import ListsModels, Target
 from gateway.concurrency import spawn
-from gateway.core.catalog import Catalog, Deployment, Snapshot, is_glob
+from gateway.core.catalog import Catalog, Deployment, Snapshot
+from gateway.core.globs import is_glob, matches
 from gateway.core.identity import Principal
 from gateway.errors import GatewayError
 
@@ -41,7 +41,7 @@ class Listing:
         for glob, deployment in behind:
             _, listed = self._known.get(deployment.subject, (0.0, ()))
             if deployment.upstream_model is None:  # else every name goes to one model, and none is worth listing
-                names.update(name for name in listed if fnmatch.fnmatchcase(name, glob))
+                names.update(name for name in listed if matches(name, glob))
         return sorted(name for name in names if principal.may_use(name) and self._is_served(snapshot, name))
 
     def _is_served(self, snapshot: Snapshot, name: str) -> bool:

@@ -6,6 +6,7 @@ Available = Healthy and not Full. In this version a pool has one credential and 
 from __future__ import annotations
 
 import collections
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from gateway.core.routing import Candidate
 from gateway.errors import Blame, UpstreamError, UpstreamRefused
 from gateway.state.base import Cooldowns
 
+log = logging.getLogger(__name__)
 WINDOW_S = 60.0
 THRESHOLD = 3
 """Failures in the window before a deployment cools, a success in between starts anew."""
@@ -146,17 +148,22 @@ class Pool:
         """Apply the blame. `last_fit`: no other deployment of the model is fit, so that this one is not cooled."""
         now, deployment = self._clock(), candidate.deployment
         if error.blame is Blame.CREDENTIAL_INVALID:
-            self._cooldowns.cool(deployment.credential_subject, FOREVER, "quarantined")
+            self._rest(candidate, deployment.credential_subject, FOREVER, "quarantined")
         elif error.blame is Blame.CREDENTIAL_SPENT:
-            self._cooldowns.cool(deployment.credential_subject, now + _reset(error, BACKOFF_S[1]), "quota_spent")
+            self._rest(candidate, deployment.credential_subject, _reset(error, BACKOFF_S[1]), "quota_spent")
         elif error.blame is Blame.CREDENTIAL_MODEL:
             limited = isinstance(error, UpstreamRefused) and error.upstream_status == 429
             subject = f"{deployment.credential_subject}:{candidate.model}"
-            self._cooldowns.cool(subject, now + _reset(error, BACKOFF_S[0] if limited else BACKOFF_S[1]), "rate_limited" if limited else "forbidden")
+            self._rest(candidate, subject, _reset(error, BACKOFF_S[0] if limited else BACKOFF_S[1]), "rate_limited" if limited else "forbidden")
         elif error.blame is Blame.DEPLOYMENT_AT_ONCE and not last_fit:
-            self._cool(deployment.subject, now, "unreachable")
+            self._cool(candidate, "unreachable")
         elif error.blame is Blame.DEPLOYMENT and self._counts(deployment.subject, principal, now) and not last_fit:
-            self._cool(deployment.subject, now, "failing")
+            self._cool(candidate, "failing")
+
+    def _rest(self, candidate: Candidate, subject: str, seconds: float, reason: str) -> None:
+        self._cooldowns.cool(subject, self._clock() + seconds, reason)
+        fields = {"deployment": candidate.deployment.name, "credential": candidate.deployment.credential, "model": candidate.model, "reason": reason}
+        log.warning("%s", "quarantine" if seconds == FOREVER else f"rest of {seconds:.1f} s", extra={"fields": fields})
 
     def _counts(self, subject: str, principal: int, now: float) -> bool:
         """Note the failure; true once the window holds enough, seen by two principals or by the only one that called."""
@@ -167,15 +174,16 @@ class Pool:
         enough = len(record.failures) == THRESHOLD and record.failures[0] > since
         return enough and (record.failed.besides(principal) > since or record.called.besides(principal) <= since)
 
-    def _cool(self, subject: str, now: float, reason: str) -> None:
+    def _cool(self, candidate: Candidate, reason: str) -> None:
         """Each rest doubles the next; what fails while it rests was under way before, and is the same failure."""
+        subject = candidate.deployment.subject
         if self._cooldowns.until(subject):
             return
         record = self._records.setdefault(subject, _Record())
         longest = min(BACKOFF_S[0] * 2**record.rests, BACKOFF_S[1])
         record.rests = min(record.rests + 1, 10)
         record.forget_failures()
-        self._cooldowns.cool(subject, now + longest * (0.5 + self._jitter() / 2), reason)
+        self._rest(candidate, subject, longest * (0.5 + self._jitter() / 2), reason)
 
 
 def _reset(error: UpstreamError, default: float) -> float:

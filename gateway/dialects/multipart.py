@@ -43,7 +43,8 @@ class Form:
         """The body with these fields set: a way to open it, and its size."""
         added = b"".join(self._part(name, value) for name, value in members.items() if name not in self.spans)
         present = [(self.spans[name], value.encode()) for name, value in members.items() if name in self.spans]
-        edits = [(Span(0, 0), added), *sorted(present, key=lambda edit: edit[0].start)]
+        start = _start(self.read_at)
+        edits = [(Span(start, start), added), *sorted(present, key=lambda edit: edit[0].start)]
         size = self.size + sum(len(value) - (span.end - span.start) for span, value in edits)
 
         def opened() -> Iterator[bytes]:
@@ -117,9 +118,14 @@ def _value(read_at: ReadAt, name: str, span: Span | None) -> str | None:
         raise BadRequest(f"The field '{name}' is not valid UTF-8.", param=name) from None
 
 
+def _start(read_at: ReadAt) -> int:
+    """Where the first boundary stands: behind an empty preamble, which older clients write."""
+    return 2 if read_at(0, 2) == b"\r\n" else 0
+
+
 def _parts(read_at: ReadAt, size: int, delimiter: bytes) -> Iterator[tuple[str, Span]]:
     """The fields that are not files, in order."""
-    at = 0
+    at = _start(read_at)
     if read_at(at, len(delimiter)) != delimiter:
         raise BadRequest("The form is malformed: it does not begin with its boundary.")
     for _ in range(MAX_PARTS + 1):

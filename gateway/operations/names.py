@@ -11,8 +11,14 @@ _MODEL = re.compile(r"[!-+\--~]{1,256}\Z")  # printable ASCII but for the comma,
 LABEL_CHARACTERS = 64
 
 
+RESERVED = frozenset({"environment"})
+"""The deployment that OPENAI_API_KEY makes."""
+
+
 def check_name(kind: str, name: str) -> None:
     """Raises BadRequest. `kind` is the word for what bears the name ("user")."""
+    if kind == "deployment" and name in RESERVED:
+        raise BadRequest(f"{name!r} is the name of the deployment that OPENAI_API_KEY makes; choose another")
     if not _NAME.match(name):
         raise BadRequest(f"{name!r} cannot be a {kind}'s name: it must be 1 to 64 letters, digits, dots, hyphens or underscores")
 

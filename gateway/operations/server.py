@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway import plugins
 from gateway.backend import Secret
+from gateway.core.globs import is_glob
 from gateway.operations.keys import MintedKey, insert_key
 from gateway.operations.prices import completed
 from gateway.secrets import KeyHasher, Secrets, SecretsError, load_secrets, mint_key
@@ -130,7 +131,7 @@ def example_user(database: Database) -> str:
 def example_model(database: Database) -> str:
     """A model for the printed request: echo, while it is there."""
     names = [model.name for model in database.read(catalog.list_models)]
-    exact = [name for name in names if not any(character in name for character in "*?[")]
+    exact = [name for name in names if not is_glob(name)]
     return ECHO if ECHO in names or not exact else exact[0]
 
 

@@ -91,6 +91,12 @@ def test_environments_key_serves_every_model_without_a_row(tmp_path: Path) -> No
         assert (found.owner, found.secret.reveal(), found.base_url) == ("environment", "sk-environment-secret", "http://127.0.0.1:9/v1")
 
 
+def test_model_without_a_price_is_neither_listed_nor_served_where_it_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path, unpriced="refuse") as served:
+        assert [each["id"] for each in served.ask("GET", "/v1/models").get_json()["data"]] == ["echo"]
+        assert served.chat().status_code == 403
+
+
 def test_server_may_be_told_to_close_the_connection(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         server = Server(served.app)

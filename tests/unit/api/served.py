@@ -42,7 +42,7 @@ class Served:
         backend = self.app.extensions["backends"].get(SCRIPTED, {})
         assert isinstance(backend, Scripted)
         self.backend = backend
-        self.client = self.app.test_client()
+        self.client = self.app.test_client(use_cookies=False)
 
     def new_key(self, user_id: int, models: tuple[str, ...] = ()) -> str:
         key = mint_key()
@@ -107,6 +107,23 @@ class Server:
         finally:
             if (close := getattr(answer, "close", None)) is not None:
                 close()
+
+
+def post_environ(served: Served, raw: bytes, **more: Any) -> dict[str, Any]:
+    """Of a POST to /v1/chat/completions."""
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/v1/chat/completions",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(raw),
+        "wsgi.errors": io.StringIO(),
+        "CONTENT_LENGTH": str(len(raw)),
+        "CONTENT_TYPE": "application/json",
+        "HTTP_AUTHORIZATION": f"Bearer {served.key}",
+    }
+    return environ | more
 
 
 @contextlib.contextmanager

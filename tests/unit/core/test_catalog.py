@@ -101,7 +101,7 @@ def snapshot(*names: str, prices: dict[str, list[Any]] | None = None) -> Snapsho
         ("mistral", "*"),
         ("gpt-*", "gpt-*"),
         ("claude[1m]", "claude[1m]"),
-        ("claude1", "claude[1m]"),
+        ("claude1", "*"),
     ],
 )
 def test_exact_name_wins_then_the_longest_glob(asked: str, found: str) -> None:

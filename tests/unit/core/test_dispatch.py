@@ -113,6 +113,16 @@ def test_other_401_costs_the_credential_nothing() -> None:
     assert stage.pool.rest(first) is None
 
 
+def test_spent_quota_is_told_as_a_refused_credential_whatever_its_status() -> None:
+    stage = Attempts()
+    first, _ = served("a", refused(429, "insufficient_quota"))
+    with pytest.raises(UpstreamError) as caught:
+        stage.send(first)
+    assert (caught.value.status, caught.value.code) == (502, "upstream_refused_credential")
+    with pytest.raises(NoDeploymentAvailable, match="quota_spent"):
+        stage.send(first)
+
+
 def test_unreachable_deployment_rests_unless_it_is_the_last() -> None:
     stage = Attempts()
     first, second = served("a", UpstreamUnreachable("no"))[0], served("b")[0]

@@ -72,6 +72,13 @@ def test_fields_are_found_and_files_are_not() -> None:
     assert (scanned.fields.model, scanned.fields.stream) == ("whisper-1", True)
 
 
+def test_one_line_end_before_the_form_is_taken_and_survives_edits() -> None:
+    scanned = read(b"\r\n" + form(field("model", b"dall-e-2"), file(b"png")))
+    assert scanned.fields.model == "dall-e-2"
+    again = read(edited(scanned, {"model": "other", "stream": "true"}))
+    assert values(again) == {"model": b"other", "stream": b"true"}
+
+
 WRITERS = {
     "curl": ("------------------------d74496d66958873e", 'Content-Disposition: form-data; name="model"'),
     "browser": ("----WebKitFormBoundary7MA4YWxkTrZu0gW", 'Content-Disposition: form-data; name="model"'),
@@ -148,7 +155,7 @@ def test_content_type_that_two_parsers_could_read_differently_is_refused(content
 MODEL = field("model", b"cheap")
 TWISTED = {
     "text before the form": b"preamble\r\n" + form(MODEL),
-    "a line end before the form": b"\r\n" + form(MODEL),
+    "two line ends before the form": b"\r\n\r\n" + form(MODEL),
     "another form behind the end": form(MODEL) + form(field("model", b"dear")),
     "text behind the end": form(MODEL, end=b"--b0undary--x"),
     "no end": b"".join([MODEL]),

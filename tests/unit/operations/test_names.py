@@ -11,6 +11,12 @@ def test_names_of_letters_digits_and_a_few_signs_pass(name: str) -> None:
     check_name("user", name)
 
 
+def test_name_of_the_environments_deployment_is_reserved() -> None:
+    check_name("user", "environment")
+    with pytest.raises(BadRequest):
+        check_name("deployment", "environment")
+
+
 @pytest.mark.parametrize("name", ["", "A" * 65, "a b", "a\n", "é", "a/b", "a\x1b[2J"])
 def test_other_names_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(BadRequest) as refused:
