@@ -128,11 +128,12 @@ class Connection:
 class TlsConnection(Connection):
     """The same over TLS. What is read and timed above is application bytes."""
 
-    __slots__ = ("_inbox", "_outbox", "_tls")
+    __slots__ = ("_inbox", "_outbox", "_tls", "_torn")
 
     def __init__(self, sock: socket.socket, clock: Clock, context: ssl.SSLContext, host: str) -> None:
         super().__init__(sock, clock)
         self._inbox, self._outbox = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._torn = False
         self._tls = context.wrap_bio(self._inbox, self._outbox, server_hostname=host)
 
     def handshake(self, until: float) -> None:
@@ -147,12 +148,17 @@ class TlsConnection(Connection):
     def receive(self, wait_s: float, deadline: float, phase: str) -> bytes:
         until = self._clock() + wait_s
         while True:
+            data = b""
             try:
-                return self._read()
+                data = self._read()
             except ssl.SSLWantReadError:
                 self._refill(until - self._clock(), deadline, phase)
+                continue
             except ssl.SSLZeroReturnError:
-                return b""
+                pass  # the end, as an empty read is
+            if not data and self._torn:  # some builds of OpenSSL pass this off as a clean end
+                raise ConnectionAbortedError
+            return data
 
     def send(self, data: bytes, wait_s: float, deadline: float) -> None:
         for start in range(0, len(data), SEND_BYTES):
@@ -183,7 +189,8 @@ class TlsConnection(Connection):
         if data:
             self._inbox.write(data)
         else:
-            self._inbox.write_eof()  # an end without TLS's own is a break: the next read raises SSLEOFError
+            self._torn = True  # an end without TLS's own is a break
+            self._inbox.write_eof()
 
 
 def shut(sock: socket.socket) -> None:
