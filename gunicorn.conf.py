@@ -9,9 +9,11 @@ import logging  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from gateway import logs  # noqa: E402
 from gateway.settings import Settings  # noqa: E402
@@ -40,14 +42,17 @@ errorlog = "-"
 loglevel = settings.log_level
 
 # prometheus_client reads this from the environment when it is imported: one directory for all workers of this server.
-_metrics_dir = settings.run_path / "metrics"
+_metrics_dir = settings.run_path / f"metrics-{os.getpid()}"
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
 
 
 def on_starting(server):
-    """In the arbiter, before the first worker: the counters begin at zero."""
-    shutil.rmtree(_metrics_dir, ignore_errors=True)
-    _metrics_dir.mkdir(parents=True, mode=0o700)
+    """In the arbiter, before the first worker: the counters begin at zero, in a directory that no other server uses."""
+    for path in settings.run_path.glob("metrics-*"):
+        if not Path(f"/proc/{path.name.removeprefix('metrics-')}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    _metrics_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
+    server.handle_int = server.handle_quit = server.handle_term  # Ctrl-C too lets open answers end, and books them
     server_log = logging.getLogger("gunicorn.error")
     server_log.handlers.clear()  # its lines are ours: JSON, redacted
     server_log.propagate = True
@@ -55,6 +60,8 @@ def on_starting(server):
 
 def post_worker_init(worker):
     """Presence, polls and the drain watch belong to the worker, so they begin after the fork."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process: the arbiter will tell this one
+    signal.signal(signal.SIGQUIT, worker.handle_exit)
     gateway = worker.wsgi.extensions["gateway"]
     gateway.start()
     threading.Thread(target=_drain_when_told, args=(worker, gateway), name="drain-watch", daemon=True).start()
@@ -77,3 +84,7 @@ def child_exit(server, worker):
     from prometheus_client import multiprocess  # after PROMETHEUS_MULTIPROC_DIR is set
 
     multiprocess.mark_process_dead(worker.pid, str(_metrics_dir))
+
+
+def on_exit(server):
+    shutil.rmtree(_metrics_dir, ignore_errors=True)

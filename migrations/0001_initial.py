@@ -33,6 +33,14 @@ class Generation(Row):
         table_name = "generation"
 
 
+class Mark(Row):
+    name = TextField(primary_key=True)
+    value = TextField()
+
+    class Meta:
+        table_name = "mark"
+
+
 class User(Row):
     id = AutoField()
     name = TextField(unique=True)
@@ -186,7 +194,7 @@ class Entry(Row):
 
 Entry.add_index(Entry.exchange, Entry.kind, Entry.attempt, unique=True, where=Entry.corrects.is_null(), name="entry_original")
 
-TABLES = (Generation, User, ApiKey, Pool, Credential, PublicModel, Deployment, Price, Exchange, Entry)
+TABLES = (Generation, Mark, User, ApiKey, Pool, Credential, PublicModel, Deployment, Price, Exchange, Entry)
 
 SQLITE_TRIGGERS = (
     "CREATE TRIGGER entry_keeps_updates_out BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'ledger entries are append-only'); END",

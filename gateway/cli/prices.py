@@ -55,6 +55,8 @@ def set_price(model: str, per_call: int | None, valid_from: int | None, as_json:
     named = {bucket: rate for bucket, rate in rates.items() if rate is not None}
     if not named and per_call is None:
         raise click.UsageError("name at least one price: --input, --output, --per-call (0 is a price)")
+    if named and not {"input_uncached", "output_text"} <= named.keys():
+        raise click.UsageError("name both --input and --output: what is left out would be free (0 is a price)")
     with opened() as here:
         created = prices.set_price(here.database, model, named, now_ms(), per_call_nano=per_call or 0, valid_from=valid_from)
     lines = [f"price of {model} from {moment(created.valid_from)}, in USD per million tokens:", f"    {_rates(created)}"]

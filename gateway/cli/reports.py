@@ -34,6 +34,7 @@ OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 def report(by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, as_json: bool) -> None:
     """What was used and what it cost, from the ledger. Times are UTC."""
     begin, end = _period(month, since, until)
+    by = tuple(dict.fromkeys(by))
     with opened() as here:
         lines = reports.report(here.database, begin, end, by)
     document = {"since": begin, "until": end, "by": list(by), "lines": [_line_document(line) for line in lines], "total": _line_document(_sum(lines))}

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -35,6 +36,8 @@ def serve() -> None:
     server.check_policy(settings)
     server.check_address(settings.host, settings.port)
     database = bound_database(settings)
+    # Ctrl-C must not come between the making of the first key and its only showing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         prepared = server.prepare(settings, database, now_ms())
         first = server.first_key(database, prepared.secrets.hasher, now_ms())
@@ -44,6 +47,7 @@ def serve() -> None:
     for line in (*_prepared_lines(prepared), *_welcome(settings, first, user, model)):
         click.echo(line)
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.execv(command[0], command)  # noqa: S606  no shell is wanted: the server takes this process's place
 
 
@@ -54,6 +58,8 @@ def _welcome(settings: Settings, first: MintedKey | None, user: str, model: str)
     if first is not None:
         lines += [f"Your first API key, of the user {user}. It is shown only this once:", "", f"    {first.secret.reveal()}", ""]
     lines += ["Ask it something, in another terminal:", "", f"    {_request(base, model, first.secret if first else None)}", ""]
+    if settings.openai_api_key is not None:
+        lines += [f"With OPENAI_API_KEY, every model of {settings.openai_base_url} is served as well.", ""]
     if first is None:
         lines += [f"There $GATEWAY_KEY is one of your API keys. For another: {program()} key create --user {user}"]
     lines += [f"For an OpenAI SDK: base_url {base}/v1. Check this installation: {program()} doctor. To stop: Ctrl-C", ""]

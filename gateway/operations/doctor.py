@@ -14,7 +14,7 @@ from gateway import plugins
 from gateway.core.catalog import Snapshot
 from gateway.errors import PluginError, SettingsError, StoreUnavailable
 from gateway.operations.routes import loaded_catalog
-from gateway.operations.server import NotReady, check_address, check_policy, missing_secrets, reachable_host, revealed
+from gateway.operations.server import NotReady, check_address, check_pepper, check_policy, missing_secrets, reachable_host, revealed
 from gateway.secrets import Secrets, SecretsError, load_secrets
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, ledger
@@ -158,8 +158,17 @@ def _database(settings: Settings, database: Database, secrets: Secrets | None, a
     yield ok("database", f"{database} is up to date")
     yield from _accounts(database)
     if secrets is not None:
+        yield _pepper(database, secrets)
         yield from _catalog(settings, database, secrets, at)
     yield from _entries(database, at)
+
+
+def _pepper(database: Database, secrets: Secrets) -> Finding:
+    try:
+        check_pepper(database, secrets)
+    except SecretsError as error:
+        return problem("secrets", str(error))
+    return ok("secrets", "the pepper is this database's")
 
 
 def _accounts(database: Database) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hmac
 import importlib.util
 import os
 import socket
@@ -51,6 +52,8 @@ def prepare(settings: Settings, database: Database, at: int) -> Prepared:
     applied = tuple(database.migrate())
     in_use = database.read(lambda: (bool(accounts.list_keys()), bool(pools.list_credentials())))
     secrets = _secrets(settings, keys_in_use=in_use[0], credentials_in_use=in_use[1])
+    database.write(lambda: accounts.note_pepper(secrets.hasher.mark))
+    check_pepper(database, secrets)
     try:
         seeded = database.write(lambda: _seed(at))
     except Conflict:  # another process, at this very moment
@@ -77,6 +80,13 @@ def _secrets(settings: Settings, *, keys_in_use: bool, credentials_in_use: bool)
     return load_secrets(settings.secrets_path, revealed(settings.master_key), revealed(settings.pepper), create=True)
 
 
+def check_pepper(database: Database, secrets: Secrets) -> None:
+    """Raises SecretsError for a pepper with which no key of this database would be recognised."""
+    noted = database.read(accounts.pepper_mark)
+    if noted is not None and not hmac.compare_digest(noted, secrets.hasher.mark):
+        raise SecretsError("the pepper is not the one that this database's API keys were made with: none would be recognised; restore your copy of it")
+
+
 @dataclass(frozen=True, slots=True)
 class MissingSecrets:
     """The file of each secret that is neither there nor given by the environment."""
@@ -88,9 +98,17 @@ class MissingSecrets:
 def missing_secrets(settings: Settings) -> MissingSecrets:
     def missing(name: str, given: Secret | None) -> Path | None:
         path = settings.secrets_path / name
-        return path if given is None and not path.exists() else None
+        return path if given is None and not _exists(path) else None
 
     return MissingSecrets(missing("master.key", settings.master_key), missing("pepper.key", settings.pepper))
+
+
+def _exists(path: Path) -> bool:
+    """A directory that this user may not enter is no proof that the file is missing."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def revealed(secret: Secret | None) -> str | None:

@@ -9,7 +9,22 @@ from peewee import Expression
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
-from gateway.store.models import ApiKeyRow, UserRow
+from gateway.store.models import ApiKeyRow, MarkRow, UserRow
+
+_ONLY_MARK = "pepper"
+
+
+def pepper_mark() -> str | None:
+    """By what the pepper is recognised with which the keys' hashes were made; None where none was noted yet."""
+    row = MarkRow.get_or_none(MarkRow.name == _ONLY_MARK)
+    return None if row is None else row.value
+
+
+def note_pepper(mark: str) -> None:
+    """The first mark stays while there is a key that depends on it."""
+    if not ApiKeyRow.select().exists():
+        MarkRow.delete().where(MarkRow.name == _ONLY_MARK).execute()
+    MarkRow.insert(name=_ONLY_MARK, value=mark).on_conflict_ignore().execute()
 
 
 @dataclass(frozen=True, slots=True)

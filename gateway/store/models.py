@@ -58,6 +58,16 @@ class GenerationRow(Row):
         table_name = "generation"
 
 
+class MarkRow(Row):
+    """By what a secret is recognised that is not here itself: "pepper"."""
+
+    name = TextField(primary_key=True)
+    value = TextField()
+
+    class Meta:
+        table_name = "mark"
+
+
 class UserRow(Row):
     id = AutoField()
     name = TextField(unique=True)
@@ -227,6 +237,7 @@ EntryRow.add_index(EntryRow.exchange, EntryRow.kind, EntryRow.attempt, unique=Tr
 
 MODELS: tuple[type[Row], ...] = (
     GenerationRow,
+    MarkRow,
     UserRow,
     ApiKeyRow,
     PoolRow,

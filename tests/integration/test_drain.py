@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import RunningGateway
@@ -13,7 +16,16 @@ from tests.fakes.provider import Provider
 DRAIN_S = 3
 
 
-def test_stream_that_ends_in_time_is_whole_and_one_that_does_not_ends_with_an_error(tmp_path: Path) -> None:
+def _tell(gateway: RunningGateway, number: int) -> None:
+    """As a service manager does, or for SIGINT as a terminal does: every process of the group gets it."""
+    assert gateway.process is not None
+    workers = [] if number == signal.SIGTERM else Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
+    for pid in (gateway.process.pid, *map(int, workers)):
+        os.kill(pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_stream_that_ends_in_time_is_whole_and_one_that_does_not_ends_with_an_error(tmp_path: Path, number: int) -> None:
     with Provider() as provider, RunningGateway(tmp_path, {"GATEWAY_DRAIN_S": str(DRAIN_S)}) as gateway:
         gateway.deploy("m", provider.url)
         gateway.wait_catalog()
@@ -24,7 +36,7 @@ def test_stream_that_ends_in_time_is_whole_and_one_that_does_not_ends_with_an_er
                 assert client.head().status == 200
             assert gateway.process is not None
             began = time.monotonic()
-            gateway.process.send_signal(signal.SIGTERM)
+            _tell(gateway, number)
             whole, cut = quick.rest(), slow.rest()
             assert gateway.process.wait(DRAIN_S + 3) == 0
         assert time.monotonic() - began < DRAIN_S + 2
@@ -32,3 +44,17 @@ def test_stream_that_ends_in_time_is_whole_and_one_that_does_not_ends_with_an_er
         assert b"[DONE]" not in cut
         assert b"shutting down" in cut
         assert sorted(entry.ending for entry in gateway.wait_entries(2)) == ["complete", "upstream_truncated"]
+
+
+def test_second_server_on_the_same_data_leaves_the_counters_of_the_first_alone(tmp_path: Path) -> None:
+    with RunningGateway(tmp_path) as first:
+        ask = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
+        assert first.post("/v1/chat/completions", ask).status == 200
+        second = RunningGateway(tmp_path)
+        second.start()
+        try:
+            assert first.post("/v1/chat/completions", ask).status == 200
+            assert b'gateway_exchanges_total{ending="complete",status="200"} 2.0' in first.get("/metrics", key=None).body
+            assert b"gateway_exchanges_total{" not in second.get("/metrics", key=None).body
+        finally:
+            second.stop()

@@ -17,8 +17,16 @@ def test_a_price_is_kept_exactly_and_shown_as_it_was_given(installed: Typed) -> 
     assert "2.50   10.00      0.01  cache-read 0.000001  operator" in installed("price", "list").out
 
 
+def test_a_price_of_one_direction_only_is_refused_since_the_other_would_be_free(installed: Typed) -> None:
+    for named in (("--input", "1"), ("--output", "1"), ("--cache-read", "1")):
+        refused = installed("price", "set", "m", *named)
+        assert refused.code == 2
+        assert "--output" in refused.err
+    assert installed("price", "set", "m", "--per-call", "0.01").code == 0
+
+
 def test_a_price_may_begin_later(installed: Typed) -> None:
-    installed("price", "set", "m", "--input", "1", "--valid-from", "2030-01-01")
+    installed("price", "set", "m", "--input", "1", "--output", "2", "--valid-from", "2030-01-01")
     assert "2030-01-01 00:00 UTC" in installed("price", "list").out
 
 

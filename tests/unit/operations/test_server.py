@@ -17,6 +17,7 @@ from gateway.errors import PluginError
 from gateway.operations import keys, server, users
 from gateway.operations.catalog import delete_deployment, list_deployments, list_models
 from gateway.operations.credentials import create_credential
+from gateway.operations.doctor import Verdict, examine
 from gateway.operations.prices import list_prices
 from gateway.operations.server import NotReady, Prepared
 from gateway.secrets import SecretsError
@@ -68,6 +69,17 @@ def test_a_lost_pepper_is_not_replaced_while_keys_depend_on_it(settings: Setting
     with pytest.raises(SecretsError, match=r"pepper\.key is missing, and the database holds API keys"):
         prepared(settings, fresh)
     assert not pepper.exists()
+
+
+def test_another_pepper_is_recognised_while_keys_depend_on_the_first(settings: Settings, fresh: Database) -> None:
+    hasher = prepared(settings, fresh).secrets.hasher
+    server.first_key(fresh, hasher, AT)
+    (settings.secrets_path / "pepper.key").unlink()
+    other = dataclasses.replace(settings, pepper=Secret("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="))
+    with pytest.raises(SecretsError, match="not the one"):
+        prepared(other, fresh)
+    findings = list(examine(other, lambda _: fresh, AT))
+    assert [finding.text for finding in findings if finding.verdict is Verdict.PROBLEM and "pepper" in finding.text]
 
 
 def test_a_lost_master_key_is_not_replaced_while_credentials_depend_on_it(settings: Settings, fresh: Database) -> None:
