@@ -94,6 +94,7 @@ class Web:
 
     def _authorize(self, app: Flask) -> None:
         """Default deny, before a byte of the body is read."""
+        g.began = time.monotonic()
         if (path := request.environ.get("PATH_INFO", "")).startswith("//"):  # Werkzeug would take it for one slash; what stands before us may not
             raise NotFound(f"There is no {request.method} {path} here; /openapi.json lists what is served.")
         if request.endpoint is None:
@@ -246,7 +247,11 @@ def _unexpected(error: Exception) -> Response:
 
 
 def _finish(response: Response) -> Response:
+    """What every answer carries, also one that never was an exchange: an id, where the time went, and that nobody was asked."""
     response.headers.setdefault("x-request-id", _fresh_id())
+    if response.status_code != 401:  # where a wrong key's time goes is nobody's business: an unknown one would differ from a revoked one
+        response.headers.setdefault("server-timing", f"gateway;dur={(time.monotonic() - g.began) * 1000:.1f}")
+    response.headers.setdefault("x-gateway-receipt", 'attempts=""')
     if breaks_off(request.environ):
         response.call_on_close(partial(linger, request.environ))
     return response

@@ -56,6 +56,14 @@ def test_whole_answer_comes_byte_for_byte_with_its_cost_and_its_way(served: Serv
     assert len(served.gateway.exchanges) == 0
 
 
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("GET", "/v1/files"), ("GET", "/nowhere"), ("PUT", "/v1/models"), ("GET", "/healthz")])
+def test_answer_that_was_never_an_exchange_says_where_its_time_went_too(served: Served, method: str, path: str) -> None:
+    answer = served.ask(method, path)
+    assert ID.fullmatch(answer.headers["x-request-id"])
+    assert re.fullmatch(r"gateway;dur=\d+\.\d", answer.headers["server-timing"])
+    assert answer.headers["x-gateway-receipt"] == 'attempts=""'
+
+
 def test_upstreams_headers_pass_by_an_allow_list(served: Served) -> None:
     allowed = {
         "content-type": "application/json; charset=utf-8",
