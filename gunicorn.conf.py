@@ -49,7 +49,8 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
 def on_starting(server):
     """In the arbiter, before the first worker: the counters begin at zero, in a directory that no other server uses."""
     for path in settings.run_path.glob("metrics-*"):
-        if not Path(f"/proc/{path.name.removeprefix('metrics-')}").exists():
+        gone = not Path(f"/proc/{path.name.removeprefix('metrics-')}").exists()
+        if gone or path == _metrics_dir:  # in a container every server has the same process id
             shutil.rmtree(path, ignore_errors=True)
     _metrics_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
     server.handle_int = server.handle_quit = server.handle_term  # Ctrl-C too lets open answers end, and books them

@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -184,24 +185,24 @@ class BackendContract:
         assert not target.secret or target.secret.reveal() not in shown
 
 
-class UpstreamContract(BackendContract):
+class UpstreamContract(BackendContract, ABC):
     """What a backend must do besides, where it reaches an upstream over a network."""
 
+    @abstractmethod
     def refusing(self) -> Target:
         """An upstream that answers every call with an error status."""
-        raise NotImplementedError
 
+    @abstractmethod
     def silent(self) -> Target:
         """An upstream that takes the call and never answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stalled(self) -> Target:
         """An upstream that begins to answer, and says no more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken(self) -> Target:
         """An upstream that begins to answer, and breaks off."""
-        raise NotImplementedError
 
     def unreachable(self) -> Target:
         """An upstream that is not there: by default a port of this host at which nobody listens."""

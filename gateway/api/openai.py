@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, g, jsonify
 
+from gateway.api import PREFIXES
 from gateway.api.body import Received
 from gateway.api.web import Endpoint, Web, policy
 from gateway.core.listing import Listing
@@ -77,7 +78,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 def blueprint(web: Web, listing: Listing, receipts: Receipts) -> Blueprint:
     """The family's routes."""
-    v1 = Blueprint("openai", __name__, url_prefix="/v1")
+    v1 = Blueprint("openai", __name__, url_prefix=PREFIXES["openai"])
 
     def add(rule: str, name: str, view: Any, *methods: str) -> None:
         v1.add_url_rule(rule, name, policy("key")(view), methods=methods, provide_automatic_options=False)

@@ -10,6 +10,7 @@ from typing import Any
 from werkzeug.routing import Map, Rule
 
 from gateway import __version__
+from gateway.api import PREFIXES
 from gateway.api.openai import ENDPOINTS
 
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
@@ -25,7 +26,7 @@ _SUMMARIES = MappingProxyType(
         "system.openapi": "This document.",
     }
 )
-_RELAYED = MappingProxyType({f"/v1{endpoint.path}": endpoint for endpoint in ENDPOINTS})
+_RELAYED = MappingProxyType({PREFIXES["openai"] + endpoint.path: endpoint for endpoint in ENDPOINTS})
 _STATUSES = MappingProxyType(
     {
         "400": "The request is malformed, or asks for what is not served.",

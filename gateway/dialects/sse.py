@@ -10,7 +10,6 @@ _LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 _BOUNDARY = re.compile(_LINE_END + _LINE_END)
 _LONGEST_BOUNDARY = 4
 _LINES = re.compile(rb"\r\n|\n|\r")
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True, slots=True)

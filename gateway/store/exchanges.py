@@ -37,9 +37,3 @@ def find_exchange(exchange_id: str) -> ExchangeRow | None:
     (clean,) = storable((exchange_id,))
     row = ExchangeTableRow.get_or_none(ExchangeTableRow.id == clean)
     return None if row is None else ExchangeRow(*(getattr(row, name) for name in _NAMES))
-
-
-def delete_before(at: int, limit: int) -> int:
-    """Delete at most `limit` rows older than `at`, the oldest first. Returns how many went."""
-    oldest = ExchangeTableRow.select(ExchangeTableRow.id).where(ExchangeTableRow.at < at).order_by(ExchangeTableRow.at).limit(limit)
-    return int(ExchangeTableRow.delete().where(ExchangeTableRow.id.in_(oldest)).execute())

@@ -164,11 +164,6 @@ def test_encoded_event_reads_back(data: bytes, name: str) -> None:
     assert list(sse.split(raw)) == [raw]
 
 
-def test_keep_alive_is_a_whole_event_without_data() -> None:
-    assert sse.last_boundary(sse.KEEP_ALIVE) == len(sse.KEEP_ALIVE)
-    assert sse.parse(sse.KEEP_ALIVE) == Event("", None)
-
-
 @given(
     st.lists(st.sampled_from([b"data: a", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\r", b": x"]), max_size=12), st.lists(st.integers(1, 9), max_size=40)
 )

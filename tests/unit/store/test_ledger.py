@@ -160,16 +160,3 @@ def test_totals_of_nothing_are_zero_and_of_unknown_groups_refused(database: Data
     assert database.read(lambda: ledger.totals(0, 1, ["user"])) == []
     with pytest.raises(KeyError):
         database.read(lambda: ledger.totals(0, 1, ["colour"]))
-
-
-def test_old_exchanges_are_deleted_a_portion_at_a_time(database: Database) -> None:
-    for number in range(5):
-        book(database, ENTRY, replace(EXCHANGE, id=f"x{number}", at=number))
-
-    assert database.write(lambda: exchanges.delete_before(4, 3)) == 3
-    assert [database.read(lambda number=number: exchanges.find_exchange(f"x{number}")) is None for number in range(5)] == [  # type: ignore[misc]
-        *(True, True, True),
-        *(False, False),
-    ]
-    assert database.write(lambda: exchanges.delete_before(4, 3)) == 1
-    assert database.read(lambda: ledger.find_entry("x1")) is not None
