@@ -25,7 +25,7 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold every
 wsgi_app = "wsgi:app"
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 workers = settings.workers
-worker_class = "gevent"
+worker_class = "gateway.server.Worker"
 worker_connections = 12_000
 backlog = 4096
 keepalive = 15  # seconds; also the deadline for reading a request's header
@@ -63,6 +63,7 @@ def post_worker_init(worker):
     """Presence, polls and the drain watch belong to the worker, so they begin after the fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process: the arbiter will tell this one
     signal.signal(signal.SIGQUIT, worker.handle_exit)
+    worker.send_s = settings.send_s
     gateway = worker.wsgi.extensions["gateway"]
     gateway.start()
     threading.Thread(target=_drain_when_told, args=(worker, gateway), name="drain-watch", daemon=True).start()

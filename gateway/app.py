@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from gateway import logs, plugins
-from gateway.api import openai, system
+from gateway.api import PREFIXES, openai, system
+from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
@@ -57,14 +58,16 @@ def create_app(settings: Settings) -> Flask:
         presence=presence,
         metrics=metrics,
     )
-    web = Web(gateway, Identity(database, secrets.hasher, lambda: catalog.generation), settings)
+    identity = Identity(database, secrets.hasher, lambda: catalog.generation)
+    endpoints = Endpoints(gateway, identity, settings)
+    web = Web(endpoints, identity, settings)
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
-    app.wsgi_app = _at_the_server(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
     return app
 
@@ -83,19 +86,30 @@ def _revealed(secret: Any) -> str | None:
     return None if secret is None else secret.reveal()
 
 
-def _at_the_server(wsgi_app: Callable[..., Any]) -> Callable[..., Iterable[bytes]]:
-    """What only the outermost WSGI layer can do. Views may close the client's connection after the answer: gunicorn drops an
-    application's `Connection` header, but the object behind its start_response has a method for it. And a Relay whose headers
-    the server refused is closed here: nobody else would."""
+def _relayed() -> Mapping[str, Endpoint]:
+    """Every relayed endpoint by its whole path; all take POST."""
+    return {PREFIXES["openai"] + endpoint.path: endpoint for endpoint in openai.ENDPOINTS}
+
+
+def _in_front(flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[str, Endpoint]) -> Callable[..., Iterable[bytes]]:
+    """What stands before Flask. The relayed endpoints are answered here: their views in the blueprints do the same by the same
+    function, but Flask's way there costs more than the call itself. And what only the outermost layer can do: views may close the
+    client's connection after the answer (gunicorn drops an application's `Connection` header, but the object behind its
+    start_response has a method for it), and a Relay whose headers the server refused is closed, as nobody else would."""
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["gateway.force_close"] = getattr(getattr(start_response, "__self__", None), "force_close", None)
         try:
-            answer: Iterable[bytes] = wsgi_app(environ, start_response)
+            endpoint = relayed.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
+            if endpoint is None:
+                answer: Iterable[bytes] = flask(environ, start_response)
+                return answer
+            answered = endpoints.answer(environ, endpoint)
+            start_response(answered.line, answered.headers)
         except BaseException:
             if (relay := environ.get("gateway.relay")) is not None:
                 relay.close()
             raise
-        return answer
+        return answered.blocks
 
     return wrapped

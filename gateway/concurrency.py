@@ -14,9 +14,10 @@ import select
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -61,55 +62,44 @@ def _outcome(fn: Callable[[], T]) -> tuple[bool, Any]:
         return False, error
 
 
-class _Waker(Protocol):
-    """Lets one waiting caller go on; `set` is called from a native thread."""
+class _Mailbox:
+    """Sets events of one hub's greenlets from other threads; what is posted before the hub looks costs it one wake-up."""
 
-    def set(self) -> None: ...
-    def wait(self, timeout: float | None) -> bool: ...
+    __slots__ = ("_async", "_posted")
 
+    def __init__(self, hub: Any) -> None:
+        self._posted: collections.deque[threading.Event] = collections.deque()
+        self._async = hub.loop.async_()
+        self._async.start(self._deliver)
 
-class _GeventWaker:
-    """A one-shot flag that a native thread sets and a greenlet of another thread's hub waits for."""
-
-    __slots__ = ("_async", "_event")
-
-    def __init__(self) -> None:
-        import gevent  # optional outside a server
-        from gevent.event import Event
-
-        self._event = Event()
-        self._async = gevent.get_hub().loop.async_()
-        self._async.start(self._sent)
-
-    def _sent(self) -> None:
-        # Closed here and not in `wait`: a waiter that gave up must not close what another thread is about to send to.
-        self._async.stop()
-        self._async.close()
-        self._event.set()
-
-    def set(self) -> None:
+    def post(self, event: threading.Event) -> None:
+        self._posted.append(event)
         self._async.send()
 
-    def wait(self, timeout: float | None) -> bool:
-        return bool(self._event.wait(timeout))
+    def _deliver(self) -> None:
+        while self._posted:
+            self._posted.popleft().set()
 
 
 class Job:
-    """One item handed to a NativeWorker, and its outcome."""
+    """One item handed to a worker, and its outcome. `post` sets the waiting caller's event from the worker's thread; none: it may do so itself."""
 
-    __slots__ = ("_waker", "error", "item", "result")
+    __slots__ = ("_event", "_post", "error", "item", "result")
 
-    def __init__(self, item: Any) -> None:
+    def __init__(self, item: Any, post: Callable[[threading.Event], None] | None = None) -> None:
         self.item = item
         self.result: Any = None
         self.error: BaseException | None = None
-        self._waker: _Waker = _GeventWaker() if patched() else threading.Event()
+        self._event, self._post = threading.Event(), post
 
     def done(self) -> None:
-        self._waker.set()
+        if self._post is None:
+            self._event.set()
+        else:
+            self._post(self._event)
 
     def wait(self, timeout_s: float | None) -> Any:
-        if not self._waker.wait(timeout_s):
+        if not self._event.wait(timeout_s):
             raise OffloadTimeout
         if self.error is not None:
             raise self.error
@@ -130,16 +120,18 @@ class NativeWorker:
         self._ready.acquire()
         self._guard = self._allocate()
         self._started = self._closed = False
+        self._mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()
 
     def submit(self, item: Any, timeout_s: float | None = None) -> Any:
         """The result of `item`. Raises its error, OffloadTimeout, or RuntimeError after `close`."""
-        job = Job(item)
+        hub = _hub()
         with self._guard:
             if self._closed:
                 raise RuntimeError(f"{self._name} is closed")
             if not self._started:
                 self._started = True
                 self._start(self._loop, ())
+            job = Job(item, self._mailbox(hub).post if hub is not None else None)
             self._jobs.append(job)
             self._wake()
         return job.wait(timeout_s)
@@ -149,6 +141,12 @@ class NativeWorker:
         with self._guard:
             self._closed = True
             self._wake()
+
+    def _mailbox(self, hub: Any) -> _Mailbox:
+        box = self._mailboxes.get(hub)
+        if box is None:
+            box = self._mailboxes[hub] = _Mailbox(hub)
+        return box
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # already awake
@@ -172,6 +170,15 @@ class NativeWorker:
                 job.error = job.error or error
         for job in batch:
             job.done()
+
+
+def _hub() -> Any:
+    """The hub of this thread's greenlets; None where threads are threads."""
+    if not patched():
+        return None
+    import gevent  # optional outside a server
+
+    return gevent.get_hub()
 
 
 def _native(name: str) -> Any:

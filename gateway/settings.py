@@ -101,6 +101,7 @@ class Settings:
     json_limit: int = _setting("GATEWAY_JSON_LIMIT", 20_000_000, _integer(1_000, 100_000_000))
     upload_limit: int = _setting("GATEWAY_UPLOAD_LIMIT", 100_000_000, _integer(1_000, 10_000_000_000))
     body_s: float = _setting("GATEWAY_BODY_S", 60.0, _seconds)
+    send_s: float = _setting("GATEWAY_SEND_S", 60.0, _seconds)
     connect_s: float = _setting("GATEWAY_CONNECT_S", 2.0, _seconds)
     first_byte_s: float = _setting("GATEWAY_FIRST_BYTE_S", 300.0, _seconds)
     idle_s: float = _setting("GATEWAY_IDLE_S", 120.0, _seconds)

@@ -10,7 +10,8 @@ from flask import Blueprint, Response, g, jsonify
 
 from gateway.api import PREFIXES
 from gateway.api.body import Received
-from gateway.api.web import Endpoint, Web, policy
+from gateway.api.endpoint import Endpoint
+from gateway.api.web import Web, policy
 from gateway.core.listing import Listing
 from gateway.core.receipts import Receipts
 from gateway.errors import BadRequest, ModelNotFound, NotFound, NotServed

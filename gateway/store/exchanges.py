@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.models import ExchangeTableRow, database, storable
@@ -25,12 +26,13 @@ class ExchangeRow:
 
 
 _NAMES = tuple(item.name for item in fields(ExchangeRow))
+_VALUES = attrgetter(*_NAMES)
 _UPSERT = insert_sql("exchange", _NAMES, "(id) DO UPDATE SET " + ", ".join(f'"{name}" = excluded."{name}"' for name in _NAMES[1:]))
 
 
 def save(rows: Sequence[ExchangeRow]) -> None:
     """Insert, or replace what is stored under the same id."""
-    executemany(database, _UPSERT, [storable(astuple(row)) for row in rows])
+    executemany(database, _UPSERT, [storable(_VALUES(row)) for row in rows])
 
 
 def find_exchange(exchange_id: str) -> ExchangeRow | None:

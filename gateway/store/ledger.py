@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from peewee import SQL, Case, fn
@@ -68,6 +69,7 @@ _PLAIN = (
     *("exchange", "kind", "attempt", "corrects", "api_key", "user", "team", "amount", "cost", "price", "ending", "usage_source"),
     *("model_asked", "model_served", "deployment", "credential", "first_byte_ms", "total_ms", "at"),
 )
+_PLAIN_VALUES, _TOKENS = attrgetter(*_PLAIN), attrgetter(*BUCKETS)
 _COLUMNS = (*("corrects_id" if name == "corrects" else name for name in _PLAIN), *BUCKETS, "usage_raw", "flags", "rates")
 _INSERT = insert_sql("entry", _COLUMNS, "(exchange, kind, attempt) WHERE corrects_id IS NULL DO NOTHING")
 
@@ -126,8 +128,7 @@ def _day(number: int) -> str:
 def _values(entry: Entry) -> Sequence[Any]:
     raw = None if entry.usage.raw is None else json.dumps(entry.usage.raw)
     flags = ",".join(dict.fromkeys((*entry.flags, *entry.usage.flags)))
-    tokens = (getattr(entry.usage, name) for name in BUCKETS)
-    return storable((*(getattr(entry, name) for name in _PLAIN), *tokens, raw, flags, json.dumps(dict(entry.rates))))
+    return storable((*_PLAIN_VALUES(entry), *_TOKENS(entry.usage), raw, flags, json.dumps(dict(entry.rates))))
 
 
 def _entry(row: EntryRow) -> Entry:

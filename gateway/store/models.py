@@ -39,7 +39,13 @@ class JsonField(TextField):
 
 def storable(values: Sequence[Any]) -> tuple[Any, ...]:
     """The same values, with the characters replaced that a database refuses: clients choose some of them (a model's name)."""
-    return tuple(value.encode("utf-8", "replace").decode().replace("\0", "\ufffd") if isinstance(value, str) else value for value in values)
+    return tuple([_storable(value) if isinstance(value, str) else value for value in values])
+
+
+def _storable(text: str) -> str:
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 class Row(Model):

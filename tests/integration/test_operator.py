@@ -49,7 +49,7 @@ def in_every_worker(gateway: RunningGateway, wanted: int, key: str, model: str |
         return (chat(gateway, model, key) if model else ask(gateway, "/v1/models", key=key)).status
 
     deadline = time.monotonic() + WITHIN_S
-    while time.monotonic() < deadline and any(status() != wanted for _ in range(10)):
+    while time.monotonic() < deadline and any(status() != wanted for _ in range(30)):
         time.sleep(0.02)
     assert [status() for _ in range(30)] == [wanted] * 30
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.web import GunicornClient, exchange_headers
+from gateway.api.endpoint import GunicornClient
+from gateway.api.replies import exchange_headers
 from gateway.backend import Call, Headers, Reply, Target
 from gateway.core.exchange import Attempt
 from gateway.errors import (

@@ -1,0 +1,149 @@
+"""What leaves: a Relay or an error as a status, headers and blocks, in the family's shape. Knows no Flask."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+from gateway.api.body import breaks_off, linger
+from gateway.core.exchange import Exchange, fresh_id
+from gateway.core.relay import Relay, error_type
+from gateway.errors import GatewayError
+
+log = logging.getLogger(__name__)
+Fields = list[tuple[str, str]]
+_STATUS_LINES = MappingProxyType({status.value: f"{status.value} {status.phrase}" for status in HTTPStatus})
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+RESPONSE_HEADERS = frozenset(
+    {"content-type", "content-disposition", "content-language", "openai-processing-ms", "openai-version", "openai-model", "retry-after", "x-should-retry"}
+)
+"""An upstream's headers that reach the client. Never cookies, its rate limits, or anything about the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer as WSGI takes it. Names of headers are lower case. Where `blocks` has a `close`, the server calls it, come what may."""
+
+    status: int
+    headers: Fields
+    blocks: Iterable[bytes]
+
+    @property
+    def line(self) -> str:
+        """The status with its phrase."""
+        return _STATUS_LINES.get(self.status) or f"{self.status} Unknown"
+
+
+def of_relay(relay: Relay, exchange: Exchange) -> Answered:
+    """Closes the Relay itself where the whole body is in hand."""
+    try:
+        headers = [(name, _sendable(value)) for name, value in relay.headers if name in RESPONSE_HEADERS]
+        upstream_id = next((value for name, value in relay.headers if name == "x-request-id"), None)
+        headers += exchange_headers(exchange)
+        if upstream_id:
+            headers.append(("x-upstream-request-id", _sendable(upstream_id)))
+        body = relay.body
+        if body is not None:
+            relay.close()
+            headers.append(("content-length", str(len(body))))
+            return Answered(relay.status, headers, (body,))
+        if relay.length is not None:
+            headers.append(("content-length", str(relay.length)))
+        if exchange.call.stream:
+            headers.append(("x-accel-buffering", "no"))
+        return Answered(relay.status, headers, relay)
+    except BaseException:
+        relay.close()
+        raise
+
+
+def _sendable(value: str) -> str:
+    """A header's value as it is. Raises ValueError: HTTP lets none through that could end a header, but a backend's author may."""
+    if not _VALUE.fullmatch(value):
+        raise ValueError("a header of the backend's answer cannot be sent")
+    return value
+
+
+def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answered:
+    """An error in OpenAI's shape, with the exchange's headers; a request that was refused before it became an exchange gets an id all the same."""
+    body = json.dumps(
+        {"error": {"message": error.message, "type": error_type(error.status), "param": error.param, "code": error.code}},
+    ).encode()
+    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+    if exchange is not None:
+        headers += exchange_headers(exchange)
+    else:
+        refusal_id = fresh_id()
+        headers.append(("x-request-id", refusal_id))
+        log.info("refused", extra={"exchange": refusal_id, "fields": {"path": path, "status": error.status, "error": error.code}})
+    if error.retry_after_s is not None:
+        headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+    if error.status in (500, 501):
+        headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx: these would fail, or be paid, again
+    return Answered(error.status, headers, (body,))
+
+
+def unexpected(error: Exception, exchange: Exchange | None) -> GatewayError:
+    """A bug's error, told to the log in full and to the client in one line."""
+    log.error("unexpected %s", type(error).__name__, exc_info=error, extra={"exchange": exchange.id if exchange else None})
+    return GatewayError("The gateway failed; the operator finds the reason in its log.")
+
+
+def exchange_headers(exchange: Exchange) -> Fields:
+    """What every answer of an exchange carries: its id, where the time went, how it was routed, and its cost where that is known."""
+    headers = [("x-request-id", exchange.id), ("server-timing", _server_timing(exchange)), ("x-gateway-receipt", _compact_receipt(exchange))]
+    if exchange.amount_nano is not None:
+        headers.append(("x-gateway-cost-usd", f"{exchange.amount_nano // 10**9}.{exchange.amount_nano % 10**9:09d}"))
+    return headers
+
+
+def _server_timing(exchange: Exchange) -> str:
+    now = exchange.clock()
+    total = (now - exchange.started) * 1000
+    upstream = sum((attempt.ended or now) - attempt.started for attempt in exchange.attempts) * 1000
+    first = f", first_byte;dur={(exchange.first_byte - exchange.started) * 1000:.1f}" if exchange.first_byte is not None else ""
+    return f"gateway;dur={max(total - upstream, 0):.1f}, upstream;dur={upstream:.1f}{first}"
+
+
+def _compact_receipt(exchange: Exchange) -> str:
+    attempts = ", ".join([f"{attempt.deployment}:{attempt.outcome}" for attempt in exchange.attempts])
+    excluded = ", ".join([f"{name}:{reason}" for name, reason in exchange.excluded.items()])
+    return f'attempts="{attempts}"' + (f'; excluded="{excluded}"' if excluded else "")
+
+
+def common_headers(status: int, began: float) -> Fields:
+    """What an answer carries that never was an exchange: an id, where the time went (`began` is monotonic), and that nobody was asked."""
+    headers = [("x-request-id", fresh_id()), ("x-gateway-receipt", 'attempts=""')]
+    if status != 401:  # where a wrong key's time goes is nobody's business: an unknown one would differ from a revoked one
+        headers.append(("server-timing", f"gateway;dur={(time.monotonic() - began) * 1000:.1f}"))
+    return headers
+
+
+def finished(answered: Answered, environ: dict[str, Any], began: float) -> Answered:
+    """The answer to a request that may not have become an exchange, or whose body was not read to its end."""
+    present = {name for name, _ in answered.headers}
+    headers = answered.headers + [field for field in common_headers(answered.status, began) if field[0] not in present]
+    blocks = _Lingering(answered.blocks, environ) if breaks_off(environ) else answered.blocks
+    return Answered(answered.status, headers, blocks)
+
+
+class _Lingering:
+    """Blocks after which the connection stays open until the client has read them."""
+
+    def __init__(self, blocks: Iterable[bytes], environ: dict[str, Any]) -> None:
+        self._blocks, self._environ = blocks, environ
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._blocks)
+
+    def close(self) -> None:
+        linger(self._environ)

@@ -1,0 +1,246 @@
+"""The gunicorn worker: gevent's, with answers of our own. gunicorn parses the requests; what is written here is what follows.
+
+It sends an answer's head together with its first block, gives slow readers a deadline, tells requests that cannot be parsed
+so in JSON, refuses a request without Host, and closes idle connections when it drains. gunicorn.conf.py names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from types import MappingProxyType
+from typing import Any
+
+from gunicorn.http import errors, get_parser  # type: ignore[import-untyped]
+from gunicorn.http.wsgi import base_environ  # type: ignore[import-untyped]
+from gunicorn.util import is_hoppish, unquote_to_wsgi_str  # type: ignore[import-untyped]
+from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
+
+from gateway.api.body import linger
+from gateway.api.replies import of_error
+from gateway.concurrency import every
+from gateway.errors import GatewayError
+
+SEND_S = 60.0
+"""How long a client may take nothing of what it is sent, unless gunicorn.conf.py says otherwise."""
+STEP_BYTES = 65_536
+SWEEP_S = 0.25
+IDLE_DRAIN_S = 2.0
+"""How long a kept connection may stay idle in a worker that drains: its client is told with the next answer, if it asks."""
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
+_STATUS = re.compile(r"[1-5][0-9]{2} [ \x21-\x7e]*")
+_REFUSALS = MappingProxyType(
+    {
+        errors.LimitRequestLine: (414, "URI Too Long", "The request line is too long."),
+        errors.LimitRequestHeaders: (431, "Request Header Fields Too Large", "The request's headers are too large, or too many."),
+        errors.ExpectationFailed: (417, "Expectation Failed", "Only 'Expect: 100-continue' is understood."),
+        errors.UnsupportedTransferCoding: (501, "Not Implemented", "The only transfer coding taken is chunked."),
+    }
+)
+"""What is not simply a bad request among what the parser raises."""
+_BAD_REQUEST = (400, "Bad Request", "The request is not HTTP as it should be.")
+
+
+class Response:
+    """One answer on its way out. `start_response` is the application's; raises ValueError for a header that cannot be sent."""
+
+    __slots__ = ("_body_allowed", "_chunked", "_head", "_left", "_request", "_send_s", "_sock", "must_close", "sent")
+
+    def __init__(self, request: Any, sock: socket.socket, send_s: float = SEND_S) -> None:
+        self._request, self._sock, self._send_s = request, sock, send_s
+        self._head: bytes | None = None
+        self._chunked, self._body_allowed = False, True
+        self._left: int | None = None
+        self.must_close = request.should_close()
+        self.sent = False
+
+    def force_close(self) -> None:
+        self.must_close = True
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        """WSGI's. A second one, with `exc_info`, takes the place of the first while nothing was sent."""
+        if self._head is not None and (exc_info is None or self.sent):
+            raise RuntimeError("the answer has begun")
+        if not _STATUS.fullmatch(status):
+            raise ValueError("the status is none")
+        code, self._left = int(status[:3]), None
+        lines = [f"HTTP/1.1 {status}\r\n"]
+        for name, value in headers:
+            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise ValueError(f"the header {name!r} cannot be sent")
+            lowered = name.lower()
+            if lowered == "content-length":
+                self._left = int(value)
+            if not is_hoppish(lowered):
+                lines.append(f"{name}: {value}\r\n")
+        self._body_allowed = self._request.method != "HEAD" and code not in (204, 304)
+        self._chunked = self._body_allowed and self._left is None and self._request.version >= (1, 1)
+        if self._body_allowed and self._left is None and not self._chunked:
+            self.must_close = True  # the end of the connection is the end of the body
+        self._head = "".join(lines).encode("latin-1")
+        return self.write
+
+    def write(self, block: bytes) -> None:
+        """Send a block of the body, the head before the first one."""
+        if not self._body_allowed or not block:
+            return
+        if self._chunked:
+            block = b"%x\r\n%b\r\n" % (len(block), block)
+        elif self._left is not None:
+            block = block[: self._left]
+            self._left -= len(block)
+        self._send(block if self.sent else self._begin() + block)
+
+    def end(self) -> None:
+        """Send what is still due. Raises ConnectionAbortedError for a body that is shorter than its Content-Length."""
+        last = b"0\r\n\r\n" if self._chunked else b""
+        if last or not self.sent:
+            self._send(last if self.sent else self._begin() + last)
+        if self._body_allowed and self._left:
+            raise ConnectionAbortedError("the body is shorter than its Content-Length")
+
+    def _send(self, data: bytes) -> None:
+        """Not by `sendall`, whose timeout is for all of it: who takes a little in time is slow, not gone."""
+        sent = self._sock.send(data)
+        if sent < len(data):
+            view = memoryview(data)
+            while sent < len(data):
+                sent += self._sock.send(view[sent : sent + STEP_BYTES])
+
+    def _begin(self) -> bytes:
+        if self._head is None:
+            raise RuntimeError("the application sent no head")
+        self.sent = True
+        self._sock.settimeout(self._send_s)
+        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
+        connection = "close" if self.must_close else "keep-alive"
+        return self._head + f"date: {formatdate(usegmt=True)}\r\n{framing}connection: {connection}\r\n\r\n".encode()
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """One process: a greenlet for each connection."""
+
+    send_s = SEND_S
+
+    def run(self) -> None:
+        self._template = base_environ(self.cfg) | {"wsgi.multithread": True, "SCRIPT_NAME": ""}
+        self._awaited: dict[socket.socket, float] = {}
+        """Connections on which a request is awaited, the longest waiting first, and since when (monotonic)."""
+        stop = every(SWEEP_S, self._sweep, "connection-sweep")
+        try:
+            super().run()
+        finally:
+            stop()
+
+    def _sweep(self) -> None:
+        """End the waiting of those that waited too long. One pass for all costs less than a timer for each."""
+        oldest = time.monotonic() - (self.cfg.keepalive if self.alive else min(IDLE_DRAIN_S, self.cfg.keepalive))
+        while self._awaited:
+            sock, since = next(iter(self._awaited.items()))
+            if since > oldest:
+                return
+            del self._awaited[sock]
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """Serve one connection to its end."""
+        try:
+            parser = get_parser(self.cfg, client, addr)
+            fixed = self._template | self._addresses(listener, addr) | {"gunicorn.socket": client}
+            while self._serve_next(parser, client, fixed):
+                pass
+        except (errors.NoMoreData, StopIteration):
+            pass  # the client sends nothing more, or the parser takes nothing more
+        except OSError as error:  # TimeoutError: it took nothing for `send_s`
+            self.log.debug("the connection broke: %s", type(error).__name__)
+        except Exception as error:  # the outermost edge of a connection
+            self._refuse(client, error)
+        finally:
+            with contextlib.suppress(OSError):
+                client.close()
+
+    def _serve_next(self, parser: Any, client: socket.socket, fixed: dict[str, Any]) -> bool:
+        """Whether the connection may serve another request."""
+        client.settimeout(None)  # reading has deadlines of its own; one here would cost a timer for each receive
+        self._awaited[client] = time.monotonic()
+        try:
+            request = next(parser)
+        finally:
+            self._awaited.pop(client, None)
+        if request.version >= (1, 1) and all(name != "HOST" for name, _ in request.headers):
+            raise errors.InvalidHeader("HOST", req=request)
+        response = Response(request, client, self.send_s)
+        if not self.alive:
+            response.must_close = True
+        if request._expected_100_continue:
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            self._answer(environ(request, fixed), response)
+        except OSError:
+            raise
+        except Exception as error:
+            if response.sent:
+                self._break_off(client, error)
+                return False
+            raise
+        return not response.must_close
+
+    def _answer(self, environ: dict[str, Any], response: Response) -> None:
+        blocks: Iterable[bytes] = self.wsgi(environ, response.start_response)
+        try:
+            for block in blocks:
+                response.write(block)
+            response.end()
+        finally:
+            close = getattr(blocks, "close", None)
+            if close is not None:
+                close()
+
+    def _break_off(self, client: socket.socket, error: Exception) -> None:
+        """An answer that cannot go on: no clean end may follow."""
+        if not isinstance(error, GatewayError):  # those have their line already
+            self.log.exception("the answer broke off")
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+    def _refuse(self, client: socket.socket, error: Exception) -> None:
+        """Tell a client whose request cannot be read, or whose answer cannot begin, and why the connection ends."""
+        if isinstance(error, errors.ParseException):
+            status, reason, message = next((told for kind, told in _REFUSALS.items() if isinstance(error, kind)), _BAD_REQUEST)
+            refusal = GatewayError(message, code="malformed_request")
+            refusal.status = status
+        else:
+            self.log.exception("a request failed")
+            reason, refusal = "Internal Server Error", GatewayError("The gateway failed; the operator finds the reason in its log.")
+        answered = of_error(refusal, None, "")
+        head = [f"HTTP/1.1 {answered.status} {reason}", *(f"{name}: {value}" for name, value in answered.headers), "connection: close", "", ""]
+        with contextlib.suppress(OSError):
+            client.sendall("\r\n".join(head).encode("latin-1") + b"".join(answered.blocks))
+            linger({"gunicorn.socket": client})
+
+    def _addresses(self, listener: Any, addr: Any) -> dict[str, str]:
+        own = listener.getsockname()
+        host, port = (own[0], str(own[1])) if isinstance(own, tuple) else ("localhost", "")
+        peer = {"REMOTE_ADDR": addr[0], "REMOTE_PORT": str(addr[1])} if isinstance(addr, tuple) else {"REMOTE_ADDR": ""}
+        return {"SERVER_NAME": host, "SERVER_PORT": port, **peer}
+
+
+def environ(request: Any, fixed: dict[str, Any]) -> dict[str, Any]:
+    """WSGI's environ of a parsed request; repeated headers are joined by commas. `fixed` is what its connection has in common."""
+    made = fixed.copy()
+    made["REQUEST_METHOD"], made["RAW_URI"], made["QUERY_STRING"] = request.method, request.uri, request.query
+    made["PATH_INFO"] = unquote_to_wsgi_str(request.path) if "%" in request.path else request.path
+    made["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version >= (1, 1) else "HTTP/1.0"
+    made["wsgi.url_scheme"], made["wsgi.input"] = request.scheme, request.body
+    for name, value in request.headers:
+        key = name.replace("-", "_")
+        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = "HTTP_" + key
+        made[key] = f"{made[key]},{value}" if key in made else value
+    return made
