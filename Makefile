@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test check lock clean
+.PHONY: help run test check faults bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -23,7 +23,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 run: $(VENV)/installed  ## Install into .venv and start the gateway; prints a curl line to paste
 	@$(BIN)/gateway serve
 
-test: $(VENV)/installed-dev  ## Run the tests (PostgreSQL's and npm's where they are installed)
+test: $(VENV)/installed-dev  ## Run the tests (those with PostgreSQL, npm, nginx and a C compiler where they are installed)
 	$(BIN)/python -m pytest -q
 
 check: $(VENV)/installed-dev  ## Style, types and architecture
@@ -32,9 +32,18 @@ check: $(VENV)/installed-dev  ## Style, types and architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+faults: $(VENV)/installed-dev  ## Run the table of failures, and print what was measured beside each figure
+	$(BIN)/python -m pytest -q tests/faults
+
+bench: $(VENV)/installed-dev  ## Measure this gateway beside a bare nginx; about 3 minutes, on a quiet machine
+	$(BIN)/python -m benchmarks
+
+bench-peers: $(VENV)/installed-dev  ## The same with LiteLLM and Portkey, which it installs below benchmarks/build
+	$(BIN)/python -m benchmarks --peers
+
 lock: $(VENV)/installed-dev  ## Pin the newest versions that setup.cfg allows, by hash
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate setup.cfg requirements-build.in -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate --extra test --extra check -c requirements.lock setup.cfg requirements-build.in -o requirements-dev.lock
 
 clean:  ## Remove what was built and installed here; the data stays
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist benchmarks/build *.egg-info

@@ -7,19 +7,27 @@ sends its calls through it. No redirects, no environment proxies, no .netrc.
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from backends.http_connection import Clock, Connection, Dial, Names, timeout
+from backends.http_address import Peers
+from backends.http_connection import Clock, Connection, timeout
+from backends.http_dial import Dial, Names
 from backends.http_encoding import Decoded, window_bits, without_encoding
 from backends.http_message import Malformed, request_head
 from backends.http_pool import Origin
-from gateway.backend import Body, Cancellation, Deadlines, Headers
-from gateway.errors import Cancelled, UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from backends.http_proxy import NOT_SIGNED_IN
+from backends.http_request import Request, Stale
+from gateway.backend import Body, Cancellation, Deadlines, Headers, Network, Proxy
+from gateway.errors import Cancelled, UpstreamError, UpstreamInterrupted, UpstreamTimeout, UpstreamUnreachable
 
-SMALL_BODY_BYTES = 65_536
+REFUSAL_S = 2.0
+"""How long the body of an answer with an error status may take: the status says enough, and another upstream may be waiting to be tried."""
+SHORTEST_WAIT_S = 0.001
+"""What rounding leaves of an idle deadline is not waited for."""
 
 
 @dataclass(slots=True)
@@ -27,9 +35,10 @@ class Response:
     """An answer's head, and its body to be pulled by one consumer.
 
     `headers` are in order, names in lower case, hop-by-hop fields still among them. `chunks` yields what each receive
-    brought, never b"". It ends with StopIteration only at the message's clean end (for a body that the end of the
-    connection ends: at that); it raises UpstreamInterrupted, UpstreamTimeout("idle" or "total") or Cancelled, and
-    raises again when pulled again. `close` aborts what is not read to its end; idempotent; the caller's duty.
+    brought, and b"" as a tick after each `tick_s` of silence. It ends with StopIteration only at the message's clean end
+    (for a body that the end of the connection ends: at that); it raises UpstreamInterrupted, UpstreamTimeout("idle", or
+    "total", to which REFUSAL_S counts where the status is an error) or Cancelled, and raises again when pulled again.
+    `close` aborts what is not read to its end; idempotent; the caller's duty.
     """
 
     status: int
@@ -42,15 +51,38 @@ class Transport:
     """Sends requests over connections that it keeps. One per backend and worker; safe for threads and greenlets.
 
     `ssl_context`: for https; by default one that verifies against the system's authorities, made at the first use.
+    `tick_s`: how long a body may be silent before `chunks` yields a tick.
+    `allow_networks`: what upstreams' and proxies' public names may lead to besides public addresses. `names`: resolves them.
     """
 
-    def __init__(self, *, clock: Clock = time.monotonic, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock = time.monotonic,
+        ssl_context: ssl.SSLContext | None = None,
+        tick_s: float = math.inf,
+        allow_networks: Sequence[Network] = (),
+        names: Names | None = None,
+    ) -> None:
         self._clock = clock
+        self._tick_s = tick_s
         self._ssl_context = ssl_context
-        self._names = Names(clock)
-        self._origins: dict[str, Origin] = {}
+        self._names = names or Names(clock)
+        self._peers = Peers(allow_networks)
+        self._origins: dict[tuple[str, Proxy | None], Origin] = {}
 
-    def send(self, method: str, url: str, headers: Headers, body: Body, *, deadlines: Deadlines, deadline: float, cancel: Cancellation) -> Response:
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: Body,
+        *,
+        deadlines: Deadlines,
+        deadline: float,
+        cancel: Cancellation,
+        proxy: Proxy | None = None,
+    ) -> Response:
         """Send one request; returns when the answer's head is complete, whatever its status.
 
         `deadline` is the total one, monotonic; `deadlines` gives the other three. Raises UpstreamUnreachable,
@@ -58,9 +90,9 @@ class Transport:
         cannot be sent, ValueError for a body that is not as long as its size. Nothing is left open when it raises.
         A kept connection that fails before the first byte of an answer is replaced once by a fresh one, unnoticed.
         """
-        origin, target = self._origin(url)
-        head = request_head(method, target, origin.fixed, headers, body.size)
-        request = _Request(method, head, body, deadlines, deadline, cancel)
+        origin, target = self._origin(url, proxy)
+        head = request_head(method, origin.prefix + target, origin.fixed, headers, body.size)
+        request = Request(method, head, body, deadlines, deadline, cancel, self._tick_s)
         try:
             if cancel.reason is None:
                 return self._send(origin, request)
@@ -75,19 +107,19 @@ class Transport:
         for origin in list(self._origins.values()):
             origin.close()
 
-    def _send(self, origin: Origin, request: _Request) -> Response:
+    def _send(self, origin: Origin, request: Request) -> Response:
         # A body that cannot be sent twice does not risk a kept connection.
         kept = origin.take() if request.body.replayable else None
         if kept is not None:
-            with contextlib.suppress(_Stale):
+            with contextlib.suppress(Stale):
                 return self._over(kept, origin, request)
         try:
             return self._over(self._dial(origin, request), origin, request)
-        except _Stale as error:
+        except Stale as error:
             raise UpstreamUnreachable("The upstream closed the connection without an answer.") from error.__cause__
 
-    def _over(self, connection: Connection, origin: Origin, request: _Request) -> Response:
-        """One request and the head of its answer over this connection. Raises _Stale if not a byte came back."""
+    def _over(self, connection: Connection, origin: Origin, request: Request) -> Response:
+        """One request and the head of its answer over this connection. Raises Stale if not a byte came back."""
         forget = request.cancel.on_cancel(connection.abort)
         try:
             connection.reader.begin(request.method)
@@ -95,6 +127,10 @@ class Transport:
             block, fault = request.read_head(connection)
             reader = connection.reader
             status, headers = reader.status, tuple(reader.fields)
+            if status == 407 and origin.prefix:  # the proxy's own word, not the upstream's
+                raise UpstreamUnreachable(NOT_SIGNED_IN)
+            if status >= 400:
+                request.deadline = min(request.deadline, self._clock() + REFUSAL_S)
             bits = None if reader.complete and not block else window_bits(headers)
         except BaseException:
             forget()
@@ -107,11 +143,11 @@ class Transport:
         decoded = Decoded(chunks, bits)
         return Response(status, without_encoding(headers), decoded, decoded.close)
 
-    def _dial(self, origin: Origin, request: _Request) -> Connection:
+    def _dial(self, origin: Origin, request: Request) -> Connection:
         now = self._clock()
         until = now + request.deadlines.connect_s
         late = request.deadline < until
-        dial = Dial(origin.host, origin.port, origin.addresses, self._names, self._clock, request.deadline if late else until)
+        dial = Dial(origin.route, self._names, self._peers, self._clock, request.deadline if late else until)
         forget = request.cancel.on_cancel(dial.abort)
         try:
             return dial.connect(self._tls() if origin.tls else None)
@@ -128,101 +164,42 @@ class Transport:
             self._ssl_context.set_alpn_protocols(["http/1.1"])
         return self._ssl_context
 
-    def _origin(self, url: str) -> tuple[Origin, str]:
+    def _origin(self, url: str, proxy: Proxy | None) -> tuple[Origin, str]:
         start = url.find("://") + 3
         end = url.find("/", start)
         base, target = (url, "/") if end < 0 else (url[:end], url[end:])
-        origin = self._origins.get(base)
+        origin = self._origins.get((base, proxy))
         if origin is None:
-            origin = self._origins.setdefault(base, Origin(base, self._clock))
+            origin = self._origins.setdefault((base, proxy), Origin(base, self._clock, proxy))
         return origin, target
-
-
-class _Stale(Exception):
-    """The connection broke before a byte of an answer came."""
-
-
-class _Request:
-    """One request, as often as it is sent: its bytes and its deadlines."""
-
-    __slots__ = ("body", "cancel", "deadline", "deadlines", "head", "method")
-
-    def __init__(self, method: str, head: bytes, body: Body, deadlines: Deadlines, deadline: float, cancel: Cancellation) -> None:
-        self.method, self.head, self.body = method, head, body
-        self.deadlines, self.deadline, self.cancel = deadlines, deadline, cancel
-
-    def write(self, connection: Connection) -> bool:
-        """Whether all was sent. False where the upstream stopped reading: it may have answered already."""
-        wait_s, deadline, size = self.deadlines.idle_s, self.deadline, self.body.size
-        if size is not None and size <= SMALL_BODY_BYTES:
-            blocks: Iterator[bytes] = iter((self.head + _whole(self.body, size),))
-        else:
-            blocks = self._blocks()
-        for block in blocks:
-            try:
-                connection.send(block, wait_s, deadline)
-            except UpstreamTimeout as error:
-                if error.phase == "total" or not connection.readable():
-                    raise
-                return False
-            except OSError:
-                return False
-        return True
-
-    def _blocks(self) -> Iterator[bytes]:
-        yield self.head
-        size, sent = self.body.size, 0
-        for block in self.body.open():
-            sent += len(block)
-            if size is None:
-                if block:
-                    yield b"%x\r\n%b\r\n" % (len(block), block)
-                continue
-            if sent > size:
-                break
-            yield block
-        if size is None:
-            yield b"0\r\n\r\n"
-        elif sent != size:
-            raise ValueError("the body is not as long as its size")
-
-    def read_head(self, connection: Connection) -> tuple[bytes, Malformed | None]:
-        """Read until the head is complete: the body bytes that came with it, and what was wrong behind it, if anything."""
-        reader = connection.reader
-        wait_s, phase = self.deadlines.first_byte_s, "first_byte"
-        while True:
-            try:
-                data = connection.receive(wait_s, self.deadline, phase)
-            except OSError as error:
-                if reader.started:
-                    raise UpstreamProtocolError("The upstream broke off within the head of its answer.") from error
-                raise _Stale from error
-            if not data:
-                if reader.started:
-                    raise UpstreamProtocolError("The upstream broke off within the head of its answer.")
-                raise _Stale
-            try:
-                block = reader.feed(data)
-            except Malformed as error:
-                if not reader.head_done:
-                    raise UpstreamProtocolError("The upstream's answer is not HTTP as it should be.") from error
-                return reader.rest(), error
-            if reader.head_done:
-                return block, None
-            wait_s, phase = self.deadlines.idle_s, "idle"
 
 
 class Chunks:
     """The body of an answer as it is received; owns the connection until the body's end."""
 
-    __slots__ = ("_cancel", "_connection", "_deadline", "_ending", "_fault", "_forget", "_idle_s", "_origin", "_ready", "_sent")
+    __slots__ = (
+        "_cancel",
+        "_connection",
+        "_deadline",
+        "_ending",
+        "_fault",
+        "_forget",
+        "_idle_s",
+        "_origin",
+        "_ready",
+        "_sent",
+        "_silent_s",
+        "_tick_s",
+        "_wait_s",
+    )
 
     def __init__(
-        self, connection: Connection, origin: Origin, request: _Request, forget: Callable[[], None], ready: bytes, fault: Malformed | None, sent: bool
+        self, connection: Connection, origin: Origin, request: Request, forget: Callable[[], None], ready: bytes, fault: Malformed | None, sent: bool
     ) -> None:
         self._connection: Connection | None = connection
         self._origin, self._cancel, self._forget = origin, request.cancel, forget
-        self._idle_s, self._deadline = request.deadlines.idle_s, request.deadline
+        self._idle_s, self._deadline, self._tick_s = request.deadlines.idle_s, request.deadline, request.tick_s
+        self._silent_s, self._wait_s = 0.0, min(self._idle_s, self._tick_s)
         self._ready, self._fault, self._sent = ready, fault, sent
         self._ending: BaseException | None = None
         if connection.reader.complete:
@@ -266,9 +243,15 @@ class Chunks:
             if self._cancel.reason is not None:
                 raise Cancelled(self._cancel.reason)
             try:
-                data = connection.receive(self._idle_s, self._deadline, "idle")
+                data = connection.receive(self._wait_s, self._deadline, "idle")
+            except UpstreamTimeout as error:
+                if error.phase == "idle" and self._tick():
+                    return b""
+                raise
             except OSError as error:
                 raise UpstreamInterrupted("The upstream broke off its answer.") from error
+            if self._silent_s:
+                self._silent_s, self._wait_s = 0.0, min(self._idle_s, self._tick_s)
             if not data:
                 if not reader.until_close or self._cancel.reason is not None:
                     raise UpstreamInterrupted("The upstream broke off its answer.")
@@ -284,6 +267,13 @@ class Chunks:
                     raise StopIteration
             if block:
                 return block
+
+    def _tick(self) -> bool:
+        """After `_wait_s` of silence: whether there is time left until the idle deadline."""
+        self._silent_s += self._wait_s
+        left_s = self._idle_s - self._silent_s
+        self._wait_s = min(left_s, self._tick_s)
+        return left_s > SHORTEST_WAIT_S
 
     def _finish(self) -> None:
         """The message is complete: its connection serves others, if it may."""
@@ -302,10 +292,3 @@ class Chunks:
         if connection is not None:
             self._forget()
             connection.close()
-
-
-def _whole(body: Body, size: int) -> bytes:
-    whole = b"".join(body.open())
-    if len(whole) != size:
-        raise ValueError("the body is not as long as its size")
-    return whole

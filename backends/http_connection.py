@@ -1,4 +1,4 @@
-"""One connection to an upstream: names, connecting, TLS, deadlines, and being shut down from outside. Used by backends/http.py alone.
+"""One connection to an upstream: TLS, deadlines, and being shut down from outside. Used by backends/http.py and its neighbours alone.
 
 Plain `socket` and `threading`: greenlets' own where the process is patched. TLS runs over memory BIOs, so that there
 is always a plain socket below, which another thread or greenlet may shut down at any moment.
@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
 
 from backends.http_message import Reader
-from gateway import concurrency
-from gateway.errors import UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import UpstreamTimeout
 
 BLOCK_BYTES = 65_536
 SEND_BYTES = 262_144
+LOOK_S = 0.1
+"""How long a send that cannot go on waits before it looks whether an answer came meanwhile."""
 RECEIVE_BUFFER_BYTES = 262_144
 """A stalled client's stream would otherwise grow to megabytes of kernel memory."""
-NAMES_LIVE_S = 5.0
 
 _MESSAGES = MappingProxyType(
     {
@@ -32,9 +32,9 @@ _MESSAGES = MappingProxyType(
     }
 )
 
+_RESET = struct.pack("ii", 1, 0)
+
 Clock = Callable[[], float]
-Address = tuple[int, Any]
-"""A socket family, and what `connect` takes."""
 
 
 def timeout(phase: str) -> UpstreamTimeout:
@@ -44,14 +44,14 @@ def timeout(phase: str) -> UpstreamTimeout:
 class Connection:
     """A connected socket and the reader of its responses. One call at a time uses it; `abort` may come from anywhere."""
 
-    __slots__ = ("_clock", "_closed", "_guard", "_socket", "_timeout_s", "idle_since", "reader")
+    __slots__ = ("_clock", "_closed", "_guard", "_socket", "_stuck", "_timeout_s", "idle_since", "reader")
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         self._socket = sock
         self._clock = clock
         self._timeout_s = -1.0
         self._guard = threading.Lock()
-        self._closed = False
+        self._closed = self._stuck = False
         self.idle_since = 0.0
         self.reader = Reader()
 
@@ -68,30 +68,41 @@ class Connection:
         except TimeoutError as error:
             raise timeout(phase) from error
 
-    def send(self, data: bytes, wait_s: float, deadline: float) -> None:
-        """Send all; `wait_s` is for each step of at most 256 KB. Raises UpstreamTimeout("idle" or "total"), OSError for a break."""
-        if len(data) <= SEND_BYTES:
-            sent = self._send_step(data, wait_s, deadline)
-            if sent == len(data):
-                return
-        else:
-            sent = 0
-        view = memoryview(data)[sent:]
-        while view:
-            view = view[self._send_step(view[:SEND_BYTES], wait_s, deadline) :]
+    def send(self, data: bytes, wait_s: float, deadline: float, answered: Callable[[], bool]) -> bool:
+        """Send all; `wait_s` is for each step of at most 256 KB. Raises UpstreamTimeout("idle" or "total"), OSError for a break.
 
-    def _send_step(self, data: bytes | memoryview, wait_s: float, deadline: float) -> int:
+        `answered()` is asked when nothing can be sent and something can be received: whether to leave the rest unsent. Then this
+        returns False. What it raises is raised.
+        """
+        view = data if len(data) <= SEND_BYTES else memoryview(data)
+        while view:
+            sent = self._send_step(view[:SEND_BYTES], wait_s, deadline, answered)
+            if not sent:
+                return False
+            if sent == len(view):
+                return True
+            view = memoryview(view)[sent:]
+        return True
+
+    def _send_step(self, data: bytes | memoryview, wait_s: float, deadline: float, answered: Callable[[], bool]) -> int:
+        """How many bytes went out; 0 where it was answered."""
         phase = "idle"
         left_s = deadline - self._clock()
         if left_s < wait_s:
             wait_s, phase = left_s, "total"
-        if wait_s <= 0:
-            raise timeout(phase)
-        self._wait_at_most(wait_s)
-        try:
-            return self._socket.send(data)
-        except TimeoutError as error:
-            raise timeout(phase) from error
+        while wait_s > 0:
+            step_s = min(wait_s, LOOK_S)
+            self._wait_at_most(step_s)
+            try:
+                sent = self._socket.send(data)
+                self._stuck = False
+                return sent
+            except TimeoutError:
+                wait_s -= step_s
+            self._stuck = True
+            if self.readable() and answered():
+                return 0
+        raise timeout(phase)
 
     def _wait_at_most(self, wait_s: float) -> None:
         if wait_s != self._timeout_s:  # on a plain socket a system call
@@ -99,7 +110,7 @@ class Connection:
             self._timeout_s = wait_s
 
     def readable(self) -> bool:
-        """Whether something waits to be read: bytes, the end, or a break. Does not wait, reads nothing."""
+        """Whether `receive` would return or raise at once: for bytes, the end, or a break. Does not wait."""
         self._wait_at_most(0.0)
         try:
             self._socket.recv(1, socket.MSG_PEEK)
@@ -121,6 +132,8 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
+            if self._stuck:  # or the kernel would keep megabytes for a peer that does not take them
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._socket.close()
         self.reader.close()
 
@@ -128,12 +141,13 @@ class Connection:
 class TlsConnection(Connection):
     """The same over TLS. What is read and timed above is application bytes."""
 
-    __slots__ = ("_inbox", "_outbox", "_tls", "_torn")
+    __slots__ = ("_early", "_inbox", "_outbox", "_tls", "_torn")
 
     def __init__(self, sock: socket.socket, clock: Clock, context: ssl.SSLContext, host: str) -> None:
         super().__init__(sock, clock)
         self._inbox, self._outbox = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._torn = False
+        self._early = b""
         self._tls = context.wrap_bio(self._inbox, self._outbox, server_hostname=host)
 
     def handshake(self, until: float) -> None:
@@ -141,11 +155,15 @@ class TlsConnection(Connection):
         while True:
             try:
                 self._tls.do_handshake()
-                return self._flush(until - self._clock(), until)
+                self._flush(until - self._clock(), until)
+                return
             except ssl.SSLWantReadError:
                 self._refill(until - self._clock(), until, "idle")
 
     def receive(self, wait_s: float, deadline: float, phase: str) -> bytes:
+        if self._early:
+            early, self._early = self._early, b""
+            return early
         until = self._clock() + wait_s
         while True:
             data = b""
@@ -160,13 +178,29 @@ class TlsConnection(Connection):
                 raise ConnectionAbortedError
             return data
 
-    def send(self, data: bytes, wait_s: float, deadline: float) -> None:
+    def send(self, data: bytes, wait_s: float, deadline: float, answered: Callable[[], bool]) -> bool:
         for start in range(0, len(data), SEND_BYTES):
             self._tls.write(data[start : start + SEND_BYTES])
-            self._flush(wait_s, deadline)
+            if not self._flush(wait_s, deadline, answered):
+                return False
+        return True
 
     def readable(self) -> bool:
-        return bool(self._inbox.pending or self._tls.pending()) or super().readable()
+        """The same of application bytes: a session ticket, which many servers send unasked, is taken in and is not one."""
+        while not self._early:
+            try:
+                self._early = self._read()
+                return True
+            except ssl.SSLWantReadError:
+                if not super().readable():
+                    return False
+                try:
+                    self._take_in(self._socket.recv(BLOCK_BYTES))  # does not wait: so has `readable` left the socket
+                except OSError:
+                    return True
+            except ssl.SSLError:
+                return True  # the end, or a break, and the same again for `receive`
+        return True
 
     def _read(self) -> bytes:
         """Every record that is here, one read gives but one."""
@@ -179,13 +213,14 @@ class TlsConnection(Connection):
                 blocks.append(self._tls.read(BLOCK_BYTES))
         return b"".join(blocks)
 
-    def _flush(self, wait_s: float, deadline: float) -> None:
-        if self._outbox.pending:
-            super().send(self._outbox.read(), wait_s, deadline)
+    def _flush(self, wait_s: float, deadline: float, answered: Callable[[], bool] = lambda: False) -> bool:
+        return not self._outbox.pending or super().send(self._outbox.read(), wait_s, deadline, answered)
 
     def _refill(self, wait_s: float, deadline: float, phase: str) -> None:
         self._flush(wait_s, deadline)
-        data = super().receive(wait_s, deadline, phase)
+        self._take_in(super().receive(wait_s, deadline, phase))
+
+    def _take_in(self, data: bytes) -> None:
         if data:
             self._inbox.write(data)
         else:
@@ -196,141 +231,3 @@ class TlsConnection(Connection):
 def shut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):  # not connected any more
         sock.shutdown(socket.SHUT_RDWR)
-
-
-class _Lookup:
-    """One name being resolved, for everyone who waits for it."""
-
-    __slots__ = ("addresses", "error", "expires", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: list[threading.Event] = []
-        self.addresses: list[Address] = []
-        self.error: OSError | UnicodeError | None = None
-        self.expires: float | None = None
-        """None until it is done."""
-
-
-class Names:
-    """Resolves names: one look-up per name at a time, since a hung name server would otherwise fill every resolver thread."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lookups: dict[tuple[str, int], _Lookup] = {}
-        self._guard = threading.Lock()
-
-    def look_up(self, host: str, port: int, woken: threading.Event) -> _Lookup:
-        """The look-up of that name, begun now or earlier, or done less than 5 s ago. Does not wait: `woken` is set when it is done."""
-        with self._guard:
-            lookup = self._lookups.get((host, port))
-            if lookup is not None and lookup.expires is None:
-                lookup.waiting.append(woken)
-                return lookup
-            if lookup is not None and lookup.expires is not None and lookup.expires > self._clock():
-                woken.set()
-                return lookup
-            lookup = self._lookups[host, port] = _Lookup()
-            lookup.waiting.append(woken)
-        concurrency.spawn(lambda: self._resolve(host, port, lookup), "resolve")
-        return lookup
-
-    def _resolve(self, host: str, port: int, lookup: _Lookup) -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            lookup.addresses = [(int(family), address) for family, _, _, _, address in found]
-        except (OSError, UnicodeError) as error:
-            lookup.error = error
-        with self._guard:
-            lookup.expires = self._clock() + (0.0 if lookup.error else NAMES_LIVE_S)
-            for woken in lookup.waiting:
-                woken.set()
-
-
-def literal(host: str, port: int) -> list[Address]:
-    """The address that `host` spells out, if it does."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, ValueError):
-            socket.inet_pton(family, host)
-            return [(family, (host, port))]
-    return []
-
-
-class Dial:
-    """One try to connect to a host, within a deadline, over all its addresses. `abort` ends it from outside."""
-
-    __slots__ = ("_aborted", "_addresses", "_clock", "_guard", "_host", "_names", "_port", "_socket", "_until", "_woken")
-
-    def __init__(self, host: str, port: int, addresses: list[Address], names: Names, clock: Clock, until: float) -> None:
-        self._host, self._port, self._addresses = host, port, addresses
-        self._names, self._clock, self._until = names, clock, until
-        self._guard = threading.Lock()
-        self._woken = threading.Event()
-        self._socket: socket.socket | None = None
-        self._aborted = False
-
-    def abort(self) -> None:
-        with self._guard:
-            self._aborted = True
-            self._woken.set()
-            if self._socket is not None:
-                shut(self._socket)
-
-    def connect(self, context: ssl.SSLContext | None) -> Connection:
-        """Connected, with TLS where there is a context. Raises UpstreamUnreachable."""
-        addresses = self._addresses or self._resolved()
-        for position, (family, address) in enumerate(addresses):
-            left_s = self._until - self._clock()
-            # a share for each address, or one black hole would use up the time of the others
-            share_s = left_s / (len(addresses) - position)
-            try:
-                return self._connected(family, address, share_s, context)
-            except (OSError, UpstreamTimeout) as error:
-                self._drop()
-                if position == len(addresses) - 1 or self._aborted or self._clock() >= self._until:
-                    raise UpstreamUnreachable(_reason(error)) from error
-            except BaseException:
-                self._drop()
-                raise
-        raise UpstreamUnreachable("The upstream's name has no address.")
-
-    def _connected(self, family: int, address: Any, share_s: float, context: ssl.SSLContext | None) -> Connection:
-        if share_s <= 0:
-            raise TimeoutError
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        with self._guard:
-            self._socket = sock
-            if self._aborted:
-                raise ConnectionAbortedError
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(share_s)
-        sock.connect(address)
-        if context is None:
-            return Connection(sock, self._clock)
-        connection = TlsConnection(sock, self._clock, context, self._host)
-        connection.handshake(self._until)
-        return connection
-
-    def _drop(self) -> None:
-        with self._guard:
-            sock, self._socket = self._socket, None
-            if sock is not None:
-                sock.close()
-
-    def _resolved(self) -> list[Address]:
-        lookup = self._names.look_up(self._host, self._port, self._woken)
-        if not self._woken.wait(self._until - self._clock()):
-            raise UpstreamUnreachable("The upstream's name was not resolved in time.")
-        if lookup.error is not None:
-            raise UpstreamUnreachable("The upstream's name could not be resolved.") from lookup.error
-        return lookup.addresses  # none if aborted
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, (TimeoutError, UpstreamTimeout)):
-        return "Connecting to the upstream timed out."
-    if isinstance(error, ConnectionRefusedError):
-        return "The upstream refused the connection."
-    if isinstance(error, ssl.SSLError):
-        return "No secure connection to the upstream could be made."
-    return "The upstream could not be reached."

@@ -44,7 +44,7 @@ def without_encoding(headers: Headers) -> Headers:
 
 
 class Decoded:
-    """The decoded body, in blocks of at most 64 KB. Raises UpstreamInterrupted where the encoded body is broken, cut or a bomb."""
+    """The decoded body, in blocks of at most 64 KB; ticks pass. Raises UpstreamInterrupted where the encoded body is broken, cut or a bomb."""
 
     __slots__ = ("_blocks", "_broken", "_decoder", "_first", "_full", "_received", "_tail", "_yielded")
 
@@ -65,7 +65,12 @@ class Decoded:
             raise self._broken
         try:
             while True:
-                block = self._step(self._tail if self._tail or self._full else self._receive())
+                data = self._tail
+                if not data and not self._full:
+                    data = self._receive()
+                    if not data:
+                        return b""  # a tick
+                block = self._step(data)
                 if block:
                     return block
         except UpstreamInterrupted as error:
@@ -86,12 +91,12 @@ class Decoded:
                 raise UpstreamInterrupted("The upstream's compressed answer was cut.") from None
             raise
         self._received += len(data)
-        if self._first is None:
+        if self._first is None or not data:
             return data
         # "deflate" is zlib's format, but some servers send it bare; two bytes tell
         first = self._first = self._first + data
         if len(first) < 2:
-            return b""
+            return self._receive()
         if first[0] & 15 != 8 or int.from_bytes(first[:2], "big") % 31:
             self._decoder = zlib.decompressobj(_RAW)
         self._first = None

@@ -1,4 +1,7 @@
-"""What is kept per origin (scheme, host and port): the fixed lines of its requests, and its idle connections. Used by backends/http.py alone."""
+"""What is kept per origin (scheme, host and port) and proxy: the fixed lines of its requests, and its idle connections.
+
+Used by backends/http.py alone.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import collections
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from backends.http_connection import Clock, Connection, literal
+from backends.http_address import Place
+from backends.http_connection import Clock, Connection
+from backends.http_dial import Route
+from backends.http_proxy import authorization
+from gateway.backend import Proxy
 from gateway.errors import BadRequest
 
 IDLE_S = 30.0
 """An idle connection older than this is not used again: the peer may be about to close it."""
-MAX_IDLE = 64
+MAX_IDLE = 256
 """Idle connections kept per origin."""
 
 _HOST_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz.-_:"
@@ -19,24 +26,32 @@ _PORTS = MappingProxyType({"http": 80, "https": 443})
 
 
 class Origin:
-    """An upstream's address, and its idle connections, the last used taken first. Safe for threads: each deque operation is one step."""
+    """How an upstream is reached, and its idle connections, the last used taken first. Safe for threads: each deque operation is one step.
 
-    __slots__ = ("_clock", "_closed", "_idle", "addresses", "fixed", "host", "port", "tls")
+    `fixed` are the lines that its requests always get; `prefix` stands before their path. An HTTP proxy is asked for a tunnel where TLS
+    goes through it; a request for plain http is given to it whole, its url in absolute form, as proxies expect: many make tunnels to port 443 only.
+    """
 
-    def __init__(self, base: str, clock: Clock) -> None:
+    __slots__ = ("_clock", "_closed", "_idle", "fixed", "prefix", "route", "tls")
+
+    def __init__(self, base: str, clock: Clock, proxy: Proxy | None = None) -> None:
         """`base` is a url up to its path. Raises BadRequest."""
-        scheme, self.host, self.port = _parts(base)
+        scheme, host, port = _parts(base)
         self.tls = scheme == "https"
-        self.addresses = literal(self.host, self.port)
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        authority = shown if self.port == _PORTS[scheme] else f"{shown}:{self.port}"
+        tunnels = proxy is not None and (self.tls or proxy.scheme != "http")
+        self.route = Route(Place("upstream", host, port), proxy, tunnels)
+        authority = self.route.upstream.authority.removesuffix(f":{_PORTS[scheme]}")
         self.fixed = f"host: {authority}\r\naccept-encoding: identity\r\n"
+        self.prefix = ""
+        if proxy is not None and not tunnels:
+            self.fixed += authorization(proxy)
+            self.prefix = f"http://{authority}"
         self._clock = clock
         self._idle: collections.deque[Connection] = collections.deque()
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Origin {self.host}:{self.port} {len(self._idle)} idle>"
+        return f"<Origin {self.route.upstream.authority} {len(self._idle)} idle>"
 
     def take(self) -> Connection | None:
         """A connection that can be used at once, if there is one."""

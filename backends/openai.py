@@ -14,7 +14,7 @@ from backends.http import Response, Transport
 from gateway.backend import Backend, Body, Call, Cancellation, Headers, Reply, Services, Target
 from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused
 
-ERROR_BODY_BYTES = 1 << 20
+ERROR_BODY_BYTES = 1 << 18
 MODELS_BYTES = 4 << 20
 MAX_RESET_S = 86_400.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -38,14 +38,21 @@ class OpenAI(Backend):
 
     def __init__(self, options: Any, services: Services) -> None:
         super().__init__(options, services)
-        self._transport = Transport(clock=services.clock)
+        self._transport = Transport(clock=services.clock, tick_s=services.heartbeat_s, allow_networks=services.allow_networks)
         names = (("openai-organization", self.options.organization), ("openai-project", self.options.project))
         self._own_headers: Headers = (("user-agent", "chat-gateway"), *((name, value) for name, value in names if value))
 
     def send(self, call: Call, target: Target) -> Reply:
         url = target.base_url + call.path + ("?" + call.query if call.query else "")
         response = self._transport.send(
-            call.method, url, self._headers(target) + call.headers, call.body, deadlines=target.deadlines, deadline=call.deadline, cancel=call.cancel
+            call.method,
+            url,
+            self._headers(target) + call.headers,
+            call.body,
+            deadlines=target.deadlines,
+            deadline=call.deadline,
+            cancel=call.cancel,
+            proxy=target.proxy,
         )
         if response.status >= 300:
             raise refusal(response)
@@ -53,7 +60,14 @@ class OpenAI(Backend):
 
     def models(self, target: Target, deadline: float) -> list[str]:
         response = self._transport.send(
-            "GET", target.base_url + "/models", self._headers(target), Body.of(b""), deadlines=target.deadlines, deadline=deadline, cancel=Cancellation()
+            "GET",
+            target.base_url + "/models",
+            self._headers(target),
+            Body.of(b""),
+            deadlines=target.deadlines,
+            deadline=deadline,
+            cancel=Cancellation(),
+            proxy=target.proxy,
         )
         if response.status != 200:
             raise refusal(response)
@@ -71,7 +85,7 @@ class OpenAI(Backend):
 
 
 def refusal(response: Response) -> UpstreamError:
-    """The error that a status of 300 and above means. Reads its body, and closes the response."""
+    """The error that a status of 300 and above means. Reads its body, for as long as the transport lets it, and closes the response."""
     if response.status < 400:
         response.close()
         return UpstreamProtocolError("The upstream answered with a redirect, which is never followed.")

@@ -8,20 +8,24 @@ who is called and what is done with the outcome; docs/backend.md writes one in 3
 from __future__ import annotations
 
 import itertools
-import threading
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, ClassVar, Protocol, runtime_checkable
+from urllib.parse import quote, unquote, urlsplit
 
 from gateway.dialects import CHAT_CODECS
 from gateway.dialects.document import Fields
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Usage
-from gateway.errors import Cancelled, UpstreamInterrupted, UpstreamTimeout
+from gateway.errors import BadRequest, Cancelled, UpstreamInterrupted, UpstreamTimeout
 
 Headers = tuple[tuple[str, str], ...]
 """Header fields in order; names are lower case."""
+Network = IPv4Network | IPv6Network
+_HOST_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz.-_:"
 
 
 class Secret:
@@ -75,12 +79,12 @@ class Body:
 
 
 class Cancellation:
-    """Gives a call up from outside, also while `send` has not returned. Fires once; safe from any thread or greenlet."""
+    """Gives a call up from outside, also while `send` has not returned. Fires once; safe from any thread or greenlet: each step on
+    the dict is one, so that no call pays for a lock."""
 
-    __slots__ = ("_callbacks", "_lock", "reason")
+    __slots__ = ("_callbacks", "reason")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._callbacks: dict[object, Callable[[], None]] = {}
         self.reason: str | None = None
         """None until fired, then why: "client_gone", "draining"."""
@@ -91,26 +95,21 @@ class Cancellation:
         Returns a function that takes the callback back: a backend calls it before it hands its connection to another call.
         """
         token = object()
-        with self._lock:
-            fired = self.reason is not None
-            if not fired:
-                self._callbacks[token] = callback
-        if fired:
+        self._callbacks[token] = callback
+        if self.reason is not None and self._callbacks.pop(token, None) is not None:  # else whoever fires calls it
             callback()
         return lambda: self._forget(token)
 
     def _forget(self, token: object) -> None:
-        with self._lock:
-            self._callbacks.pop(token, None)
+        self._callbacks.pop(token, None)
 
     def fire(self, reason: str) -> None:
-        with self._lock:
-            if self.reason is not None:
-                return
+        if self.reason is None:
             self.reason = reason
-            callbacks, self._callbacks = list(self._callbacks.values()), {}
-        for callback in callbacks:
-            callback()
+        for token in list(self._callbacks):
+            callback = self._callbacks.pop(token, None)
+            if callback is not None:  # else another thread took it
+                callback()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +143,70 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """What stands between the gateway and an upstream. Its repr and str are its URL without the password.
+
+    `scheme`: "http", "socks5" (we resolve the upstream's name, and check what it leads to), "socks5h" (the proxy resolves it).
+    A value: equal proxies share connections, whenever they were made.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+
+    @staticmethod
+    def parse(url: str) -> Proxy:
+        """`scheme://[user:password@]host:port`, user and password percent-encoded. Raises BadRequest, which does not repeat it."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+            user, password = (unquote(part or "", errors="strict") for part in (parts.username, parts.password))
+        except ValueError:
+            raise BadRequest("the proxy's URL is malformed") from None
+        if parts.scheme not in ("http", "socks5", "socks5h") or not host or host.strip(_HOST_CHARACTERS) or not port:
+            raise BadRequest("the proxy must be http://, socks5:// or socks5h://, with a host and a port")
+        if parts.path not in ("", "/") or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+            raise BadRequest("the proxy's URL ends with its port")
+        if bool(user) != ("@" in parts.netloc) or not (user + password).isprintable() or max(len(user.encode()), len(password.encode())) > 255:
+            raise BadRequest("the proxy's user name and password must be printable, of 255 bytes at most each, and % / @ : in them percent-encoded")
+        if ":" in user:
+            raise BadRequest("the proxy's user name must not hold a colon")
+        return Proxy(parts.scheme, host, port, user, password)
+
+    @property
+    def url(self) -> str:
+        """With the password."""
+        return self._url(f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@")
+
+    def __repr__(self) -> str:
+        return self._url(f"{quote(self.user, safe='')}@")
+
+    __str__ = __repr__
+
+    def _url(self, identity: str) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{identity if self.user else ''}{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """Where an attempt goes. `model` is the upstream's name; the call's body already carries it."""
+    """Where an attempt goes, and through which proxy. `model` is the upstream's name; the call's body already carries it."""
 
     base_url: str
     model: str
     secret: Secret
     deadlines: Deadlines
+    proxy: Proxy | None = None
 
 
 @dataclass(slots=True)
 class Reply:
     """An answer that the client should see.
 
-    `chunks` is lazy and pulled by one consumer. It ends with StopIteration only where the upstream ended cleanly;
+    `chunks` is lazy and pulled by one consumer. It may yield b"" as a tick while the upstream is silent, so that the client
+    hears that its call lives (a ChatBackend's has none). It ends with StopIteration only where the upstream ended cleanly;
     a break raises UpstreamInterrupted, a passed deadline UpstreamTimeout, a fired `call.cancel` Cancelled.
     `close()` aborts the upstream; it is idempotent, safe before the first pull, and always called, once at least.
     `usage()` is asked after the last chunk; backends that relay bytes return None: the gateway reads the bytes.
@@ -172,9 +221,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the gateway lends to backends. Grows as backends need more; a backend takes what it knows."""
+    """What the gateway lends to backends. Grows as backends need more; a backend takes what it knows.
+
+    `allow_networks`: the networks besides the public ones that an upstream's name may lead to.
+    `heartbeat_s`: how often `Reply.chunks` is to yield a tick while the upstream is silent.
+    """
 
     clock: Callable[[], float] = time.monotonic
+    allow_networks: tuple[Network, ...] = ()
+    heartbeat_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

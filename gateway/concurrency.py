@@ -68,7 +68,7 @@ class _Mailbox:
     __slots__ = ("_async", "_posted")
 
     def __init__(self, hub: Any) -> None:
-        self._posted: collections.deque[threading.Event] = collections.deque()
+        self._posted: collections.deque[threading.Event | None] = collections.deque()
         self._async = hub.loop.async_()
         self._async.start(self._deliver)
 
@@ -76,9 +76,19 @@ class _Mailbox:
         self._posted.append(event)
         self._async.send()
 
+    def end(self) -> None:
+        """No more will be posted: the loop's event goes, which nobody else would take from it."""
+        self._posted.append(None)
+        self._async.send()
+
     def _deliver(self) -> None:
         while self._posted:
-            self._posted.popleft().set()
+            event = self._posted.popleft()
+            if event is not None:
+                event.set()
+            else:
+                self._async.stop()
+                self._async.close()
 
 
 class Job:
@@ -160,6 +170,8 @@ class NativeWorker:
                 self._run_batch(batch)
             if self._closed and not self._jobs:
                 self._run_batch([])
+                for box in list(self._mailboxes.values()):
+                    box.end()
                 return
 
     def _run_batch(self, batch: list[Job]) -> None:

@@ -7,6 +7,7 @@ so in JSON, refuses a request without Host, and closes idle connections when it 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import socket
 import time
@@ -18,19 +19,21 @@ from typing import Any
 from gunicorn.http import errors, get_parser  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import base_environ  # type: ignore[import-untyped]
 from gunicorn.util import is_hoppish, unquote_to_wsgi_str  # type: ignore[import-untyped]
-from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from gateway.api.body import linger
 from gateway.api.replies import of_error
 from gateway.concurrency import every
+from gateway.drain import DrainingWorker
 from gateway.errors import GatewayError
 
 SEND_S = 60.0
 """How long a client may take nothing of what it is sent, unless gunicorn.conf.py says otherwise."""
 STEP_BYTES = 65_536
 SWEEP_S = 0.25
-IDLE_DRAIN_S = 2.0
-"""How long a kept connection may stay idle in a worker that drains: its client is told with the next answer, if it asks."""
+IN_A_ROW, PAUSE_S = 32, 0.0005
+"""After so many requests a connection lets others have their turn: while its next one waits to be read, no read waits."""
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(r"https?://", re.IGNORECASE)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ \x21-\x7e]*")
@@ -122,7 +125,7 @@ class Response:
         return self._head + f"date: {formatdate(usegmt=True)}\r\n{framing}connection: {connection}\r\n\r\n".encode()
 
 
-class Worker(GeventWorker):  # type: ignore[misc]
+class Worker(DrainingWorker):
     """One process: a greenlet for each connection."""
 
     send_s = SEND_S
@@ -139,22 +142,25 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _sweep(self) -> None:
         """End the waiting of those that waited too long. One pass for all costs less than a timer for each."""
-        oldest = time.monotonic() - (self.cfg.keepalive if self.alive else min(IDLE_DRAIN_S, self.cfg.keepalive))
+        oldest = time.monotonic() - self.idle_s
         while self._awaited:
             sock, since = next(iter(self._awaited.items()))
             if since > oldest:
                 return
             del self._awaited[sock]
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
+                sock._sock.shutdown(socket.SHUT_RD)  # type: ignore[attr-defined]  # what has arrived is read still: gevent's own would drop it
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection to its end."""
         try:
             parser = get_parser(self.cfg, client, addr)
             fixed = self._template | self._addresses(listener, addr) | {"gunicorn.socket": client}
-            while self._serve_next(parser, client, fixed):
-                pass
+            for number in itertools.count(1):
+                if not self._serve_next(parser, client, fixed):
+                    break
+                if number % IN_A_ROW == 0:
+                    time.sleep(PAUSE_S)
         except (errors.NoMoreData, StopIteration):
             pass  # the client sends nothing more, or the parser takes nothing more
         except OSError as error:  # TimeoutError: it took nothing for `send_s`
@@ -173,15 +179,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
             request = next(parser)
         finally:
             self._awaited.pop(client, None)
-        if request.version >= (1, 1) and all(name != "HOST" for name, _ in request.headers):
-            raise errors.InvalidHeader("HOST", req=request)
+        asked = environ(request, fixed)
+        _check_target(request, asked.get("HTTP_HOST"))
         response = Response(request, client, self.send_s)
         if not self.alive:
             response.must_close = True
         if request._expected_100_continue:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            self._answer(environ(request, fixed), response)
+            self._answer(asked, response)
         except OSError:
             raise
         except Exception as error:
@@ -229,6 +235,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         host, port = (own[0], str(own[1])) if isinstance(own, tuple) else ("localhost", "")
         peer = {"REMOTE_ADDR": addr[0], "REMOTE_PORT": str(addr[1])} if isinstance(addr, tuple) else {"REMOTE_ADDR": ""}
         return {"SERVER_NAME": host, "SERVER_PORT": port, **peer}
+
+
+def _check_target(request: Any, host: str | None) -> None:
+    """Raises what the parser raises for other malformed fields. The parser refuses a second Host itself."""
+    if (host is None and request.version >= (1, 1)) or (host is not None and not _HOST.fullmatch(host)):
+        raise errors.InvalidHeader("HOST", req=request)
+    if request.uri[:1] not in ("/", "*") and not _ABSOLUTE.match(request.uri) and request.method != "CONNECT":
+        raise errors.InvalidRequestLine(request.uri)
 
 
 def environ(request: Any, fixed: dict[str, Any]) -> dict[str, Any]:

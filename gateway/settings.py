@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
-from gateway.backend import Deadlines, Secret
+from gateway.backend import Deadlines, Network, Secret
 from gateway.errors import SettingsError
 
 
@@ -39,6 +41,13 @@ def _seconds(text: str) -> float:
     if not 0.01 <= value <= 86_400:
         raise ValueError("must be a number of seconds from 0.01 to 86400")
     return value
+
+
+def _seconds_or_never(text: str) -> float:
+    try:
+        return math.inf if re.fullmatch(r"0+(\.0+)?", text) else _seconds(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for never") from None
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -69,6 +78,13 @@ def _host(text: str) -> str:
     if any(character in text for character in "/ \t@") or not text.strip():
         raise ValueError("must be a host name or an address")
     return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("must be networks such as 10.0.0.0/8,192.168.1.0/24, each without bits behind its length") from None
 
 
 def _token(text: str) -> Secret:
@@ -106,6 +122,8 @@ class Settings:
     first_byte_s: float = _setting("GATEWAY_FIRST_BYTE_S", 300.0, _seconds)
     idle_s: float = _setting("GATEWAY_IDLE_S", 120.0, _seconds)
     total_s: float = _setting("GATEWAY_TOTAL_S", 900.0, _seconds)
+    heartbeat_s: float = _setting("GATEWAY_HEARTBEAT_S", 15.0, _seconds_or_never)
+    allow_networks: tuple[Network, ...] | None = _setting("GATEWAY_ALLOW_NETWORKS", None, _networks)
     drain_s: int = _setting("GATEWAY_DRAIN_S", 30, _integer(1, 3600))
     log_level: str = _setting("GATEWAY_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
     metrics_token: Secret | None = _setting("GATEWAY_METRICS_TOKEN", None, _token)
@@ -127,6 +145,7 @@ class Settings:
             problems += [f"{name}: {_unknown(key)}" for key in found if key.startswith("GATEWAY_") and key not in NAMES]
             values |= found
         warnings = [_unknown(key) for key in environment if key.startswith("GATEWAY_") and key not in NAMES and key not in CLIENT_NAMES]
+        warnings += [text for key in (*environment, *values) if (text := _lookalike(key))]
         values |= {key: value for key, value in environment.items() if value.strip() and not _is_service_link(key, value, warnings)}
         parsed = _parse(values, problems)
         settings = cls(**parsed, warnings=tuple(warnings))
@@ -166,6 +185,15 @@ def _unknown(name: str) -> str:
     known = {other.removeprefix("GATEWAY_"): other for other in NAMES}
     close = difflib.get_close_matches(name.removeprefix("GATEWAY_"), known, 1)
     return f"unknown setting {name}" + (f"; did you mean {known[close[0]]}?" if close else "")
+
+
+def _lookalike(name: str) -> str:
+    """What to say of a name without our prefix that is a letter away from a setting's."""
+    if name in NAMES or name.startswith("GATEWAY_"):
+        return ""
+    near = [known for known in NAMES if abs(len(known) - len(name)) <= 1]
+    close = difflib.get_close_matches(name, near, 1, 0.9)
+    return f"{name} is no setting; did you mean {close[0]}?" if close else ""
 
 
 def _file(path: Path, problems: list[str]) -> dict[str, str]:

@@ -72,6 +72,8 @@ class Endpoints:
             told = error
         except Exception as error:
             told = unexpected(error, environ.get("gateway.exchange"))
+        if "gateway.exchange" not in environ:
+            self._gateway.metrics.refused(told.status, told.code)
         return finished(of_error(told, environ.get("gateway.exchange"), environ["PATH_INFO"]), environ, began)
 
     def relay(self, environ: dict[str, Any], endpoint: Endpoint, principal: Principal) -> Answered:

@@ -19,8 +19,13 @@ from gateway.errors import BadRequest, ModelNotFound, NotFound, NotServed
 KEPT = "This gateway keeps no conversations or responses upstream: they would belong to nobody."
 
 
+def _asks(member: Any) -> bool:
+    """Whether a member is anything but absent, null or false; 0 is not false."""
+    return member is not None and member is not False
+
+
 def _check_chat(received: Received) -> Mapping[str, Any]:
-    if received.fields.store not in (None, False):  # a lenient upstream would take 1 and "true" as well
+    if _asks(received.fields.store):  # a lenient upstream would take 1 and "true" as well
         raise BadRequest(f"'store': true is not served. {KEPT}", code="store_not_served", param="store")
     return {}
 
@@ -31,7 +36,7 @@ def _check_responses(received: Received) -> Mapping[str, Any]:
     if fields.store is True:
         raise BadRequest(f"'store': true is not served; leave it out or send false. {KEPT}", code="store_not_served", param="store")
     for name in ("background", "conversation", "previous_response_id"):
-        if getattr(fields, name) not in (None, False):
+        if _asks(getattr(fields, name)):
             raise BadRequest(
                 f"'{name}' is not served: it refers to objects kept upstream. Send the whole input each time.", code=f"{name}_not_served", param=name
             )

@@ -58,8 +58,7 @@ def of_relay(relay: Relay, exchange: Exchange) -> Answered:
             return Answered(relay.status, headers, (body,))
         if relay.length is not None:
             headers.append(("content-length", str(relay.length)))
-        if exchange.call.stream:
-            headers.append(("x-accel-buffering", "no"))
+        headers.append(("x-accel-buffering", "no"))  # what is not whole in hand passes as it comes, whoever asked for it
         return Answered(relay.status, headers, relay)
     except BaseException:
         relay.close()
@@ -76,7 +75,7 @@ def _sendable(value: str) -> str:
 def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answered:
     """An error in OpenAI's shape, with the exchange's headers; a request that was refused before it became an exchange gets an id all the same."""
     body = json.dumps(
-        {"error": {"message": error.message, "type": error_type(error.status), "param": error.param, "code": error.code}},
+        {"error": {"message": _one_line(error.message), "type": error_type(error.status), "param": error.param, "code": error.code}},
     ).encode()
     headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
     if exchange is not None:
@@ -87,9 +86,18 @@ def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answe
         log.info("refused", extra={"exchange": refusal_id, "fields": {"path": path, "status": error.status, "error": error.code}})
     if error.retry_after_s is not None:
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+    if error.status == 401:
+        headers.append(("www-authenticate", "Bearer"))
     if error.status in (500, 501):
         headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx: these would fail, or be paid, again
     return Answered(error.status, headers, (body,))
+
+
+def _one_line(text: str) -> str:
+    """What a client sent, and we repeat, may hold line breaks and terminal escapes."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def unexpected(error: Exception, exchange: Exchange | None) -> GatewayError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from gateway.backend import Secret
+from gateway.cli.credentials import read_secret
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, remark, table
 from gateway.cli.values import ASSIGNMENT
@@ -64,6 +67,7 @@ _WISHES = (
     click.option("--base-url", metavar="URL", help="Where the upstream is. '': the backend's own default."),
     click.option("--upstream-model", metavar="NAME", help="What the upstream calls the model. '': the name that is asked for."),
     click.option("--credential", metavar="LABEL", help="What is presented upstream. '': none."),
+    click.option("--proxy", metavar="URL", help="On the way: http://, socks5:// or socks5h://. -: asked for, or read from standard input. '': none."),
     click.option("--priority", type=int, metavar="N", help="The lower is tried first. Default: 0."),
     click.option("--weight", type=int, metavar="N", help="The share among deployments of one priority. Default: 1."),
     click.option("--connect-s", type=SECONDS, metavar="S", help="Seconds until connected. 0: the setting's default."),
@@ -83,8 +87,17 @@ def _wishes_options(command: Command) -> Command:
     return command
 
 
-def _wishes(options: Sequence[tuple[str, str]], named: dict[str, Any]) -> Wishes:
-    return Wishes(options=dict(options), **named)
+def _wishes(options: Sequence[tuple[str, str]], proxy: str | None, named: dict[str, Any]) -> Wishes:
+    return Wishes(options=dict(options), proxy=None if proxy is None else _proxy(proxy), **named)
+
+
+def _proxy(given: str) -> Secret:
+    """Raises UsageError for a password in the argument, and does not repeat it."""
+    if given == "-":
+        return read_secret(None if sys.stdin.isatty() else "-", prompt="The proxy's URL")
+    if ":" in (given.partition("://")[2] or given).rpartition("@")[0]:
+        raise click.UsageError("a password is never an argument, where others can see it: give --proxy - and the URL on standard input")
+    return Secret(given)
 
 
 @deployment.command("create")
@@ -93,10 +106,12 @@ def _wishes(options: Sequence[tuple[str, str]], named: dict[str, Any]) -> Wishes
 @click.option("--backend", required=True, help="How the upstream is reached: `gateway plugins` lists them.")
 @_wishes_options
 @json_option
-def create_deployment(name: str, model_name: str, backend: str, options: Sequence[tuple[str, str]], as_json: bool, **named: Any) -> None:
+def create_deployment(name: str, model_name: str, backend: str, options: Sequence[tuple[str, str]], proxy: str | None, as_json: bool, **named: Any) -> None:
     """Create a deployment of a model."""
+    wishes = _wishes(options, proxy, named)
     with opened() as here:
-        placed = catalog.create_deployment(here.database, name, model_name, backend, now_ms(), _wishes(options, named))
+        vault = here.secrets().vault if wishes.proxy else None
+        placed = catalog.create_deployment(here.database, name, model_name, backend, now_ms(), wishes, vault)
     for note in placed.notes:
         remark(note)
     emit(as_json, _document(placed), lambda: [f"deployment {name} of the model {model_name} created"])
@@ -108,7 +123,7 @@ def list_deployments(as_json: bool) -> None:
     """List the deployments, by model and in the order in which they are tried."""
     with opened() as here:
         found = catalog.list_deployments(here.database)
-    headings = ("NAME", "MODEL", "BACKEND", "BASE URL", "UPSTREAM MODEL", "CREDENTIAL", "PRIORITY", "WEIGHT", "STATE")
+    headings = ("NAME", "MODEL", "BACKEND", "BASE URL", "UPSTREAM MODEL", "CREDENTIAL", "PROXY", "PRIORITY", "WEIGHT", "STATE")
     empty = ["No deployments yet. Create one: gateway deployment create NAME --model MODEL --backend BACKEND"]
     rows = [_row(placed) for placed in found]
     emit(as_json, [_document(placed) for placed in found], lambda: table(headings, rows, right=("PRIORITY", "WEIGHT")) if rows else empty)
@@ -118,10 +133,11 @@ def list_deployments(as_json: bool) -> None:
 @click.argument("name")
 @_wishes_options
 @json_option
-def set_deployment(name: str, options: Sequence[tuple[str, str]], as_json: bool, **named: Any) -> None:
+def set_deployment(name: str, options: Sequence[tuple[str, str]], proxy: str | None, as_json: bool, **named: Any) -> None:
     """Change what is named of a deployment, and nothing else."""
+    wishes = _wishes(options, proxy, named)
     with opened() as here:
-        placed = catalog.set_deployment(here.database, name, _wishes(options, named))
+        placed = catalog.set_deployment(here.database, name, wishes, here.secrets().vault if wishes.proxy else None)
     emit(as_json, _document(placed), lambda: [f"deployment {name} changed"])
 
 
@@ -145,6 +161,7 @@ def _row(placed: PlacedDeployment) -> tuple[object, ...]:
         row.base_url or "default",
         row.upstream_model or "as asked",
         placed.credential or "none",
+        row.proxy or "none",
         row.priority,
         row.weight,
         state,
@@ -161,6 +178,7 @@ def _document(placed: PlacedDeployment) -> dict[str, Any]:
         "base_url": row.base_url,
         "upstream_model": row.upstream_model,
         "credential": placed.credential,
+        "proxy": row.proxy,
         "priority": row.priority,
         "weight": row.weight,
         "connect_s": row.connect_s,

@@ -37,7 +37,7 @@ def _secret_source(command: Command) -> Command:
 @json_option
 def create_credential(label: str, source: str | None, from_env: str | None, as_json: bool) -> None:
     """Create a credential. Its secret is asked for; or read from standard input with -, or from a variable."""
-    secret = _secret(source, from_env)
+    secret = read_secret(source, from_env)
     with opened() as here:
         created = credentials.create_credential(here.database, here.secrets().vault, label, secret, now_ms())
     line = f"credential {label} created ({shown(created)}); next: gateway deployment create NAME --model MODEL --backend BACKEND --credential {label}"
@@ -50,7 +50,7 @@ def create_credential(label: str, source: str | None, from_env: str | None, as_j
 @json_option
 def replace_secret(label: str, source: str | None, from_env: str | None, as_json: bool) -> None:
     """Give a credential another secret; the deployments that use it follow within a second."""
-    secret = _secret(source, from_env)
+    secret = read_secret(source, from_env)
     with opened() as here:
         changed = credentials.replace_secret(here.database, here.secrets().vault, label, secret)
     emit(as_json, _document(changed), lambda: [f"credential {label} has a new secret ({shown(changed)}), version {changed.version}"])
@@ -119,7 +119,7 @@ def _document(item: Credential) -> dict[str, Any]:
     }
 
 
-def _secret(source: str | None, from_env: str | None) -> Secret:
+def read_secret(source: str | None, from_env: str | None = None, prompt: str = "Secret") -> Secret:
     """Raises UsageError; what was given in the wrong place is not repeated."""
     if source not in (None, "-"):
         raise click.UsageError("a secret is never an argument, where others can see it: leave it out to be asked, use --from-env NAME, or - for standard input")
@@ -134,4 +134,4 @@ def _secret(source: str | None, from_env: str | None) -> Secret:
         return Secret(sys.stdin.read(SECRET_BYTES))
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask for the secret: use --from-env NAME, or - for standard input")
-    return Secret(click.prompt("Secret", hide_input=True, err=True))
+    return Secret(click.prompt(prompt, hide_input=True, err=True))

@@ -18,9 +18,11 @@ from gateway.backend import Secret
 from gateway.cli.edge import FAILED
 from gateway.cli.opened import bound_database, now_ms
 from gateway.cli.printing import complain, emit, json_option, table
+from gateway.cli.values import Parsed
 from gateway.operations import doctor as doctors
 from gateway.operations import server
-from gateway.operations.doctor import Verdict
+from gateway.operations.doctor_url import Site, look_at_url
+from gateway.operations.findings import Verdict
 from gateway.operations.keys import MintedKey
 from gateway.operations.server import Prepared
 from gateway.settings import Settings
@@ -36,18 +38,21 @@ def serve() -> None:
     server.check_policy(settings)
     server.check_address(settings.host, settings.port)
     database = bound_database(settings)
-    # Ctrl-C must not come between the making of the first key and its only showing.
+    # Ctrl-C must not come between the making of the first key and its only showing; nor while Python starts anew, which would
+    # answer it with a traceback: gunicorn.conf.py hears it again when the server is ready.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         prepared = server.prepare(settings, database, now_ms())
         first = server.first_key(database, prepared.secrets.hasher, now_ms())
         user, model = server.example_user(database), server.example_model(database)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        raise
     finally:
         database.close()
     for line in (*_prepared_lines(prepared), *_welcome(settings, first, user, model)):
         click.echo(line)
     sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.execv(command[0], command)  # noqa: S606  no shell is wanted: the server takes this process's place
 
 
@@ -109,11 +114,18 @@ def _prepared_lines(prepared: Prepared) -> list[str]:
 
 
 @click.command()
+@click.option("--url", "site", type=Parsed("URL", Site), help="The public address: looked at as a client has it, through whatever stands in front.")
+@click.option("--key", envvar="GATEWAY_KEY", metavar="KEY", help="An API key, better given in the environment as GATEWAY_KEY, where nobody sees it.")
+@click.option("--model", metavar="MODEL", help="With --url and a key: stream two short calls of it, to see whether they arrive piece by piece.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Look at everything that a working gateway needs; exit 1 if something is wrong. Changes nothing, calls no upstream."""
+def doctor(site: Site | None, key: str | None, model: str | None, as_json: bool) -> None:
+    """Look at everything that a working gateway needs; exit 1 if something is wrong. Changes nothing; calls an upstream for --model only."""
+    if model is not None and (site is None or key is None):
+        raise click.UsageError("--model needs --url, and a key in GATEWAY_KEY or --key")
     settings = Settings.load()
     findings = list(doctors.examine(settings, bound_database, now_ms()))
+    if site is not None:
+        findings += look_at_url(site, Secret(key) if key else None, model, doctors.local_site(settings))
     problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
     warnings = sum(finding.verdict is Verdict.WARNING for finding in findings)
     document = {
@@ -121,8 +133,8 @@ def doctor(as_json: bool) -> None:
         "warnings": warnings,
         "findings": [{"verdict": str(finding.verdict), "subject": finding.subject, "text": finding.text} for finding in findings],
     }
-    rows = [(finding.verdict, finding.subject, finding.text) for finding in findings]
-    emit(as_json, document, lambda: [*table(("", "WHAT", ""), rows), "", f"{problems} problems, {warnings} warnings"])
+    rows = [("ok" if finding.verdict is Verdict.OK else finding.verdict.upper(), finding.subject, finding.text) for finding in findings]
+    emit(as_json, document, lambda: [*table(("", "WHAT", "FOUND"), rows), "", f"{problems} problems, {warnings} warnings"])
     if problems:
         click.get_current_context().exit(FAILED)
 

@@ -10,17 +10,20 @@ from gateway.errors import Draining
 
 
 class Admission:
-    """Refuses while the worker drains."""
+    """`draining`: this worker is told to leave, and readiness says so. It still admits, until it is told to stop."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.draining = self._stopped = False
+
+    def drain(self) -> None:
+        self.draining = True
 
     def stop(self) -> None:
-        self.draining = True
+        self.draining = self._stopped = True
 
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
         """Raises Draining. A refused call consumes nothing."""
-        if self.draining:
+        if self._stopped:
             raise draining()
         return Reservation({candidate.deployment.name: candidate.price for candidate in candidates})
 

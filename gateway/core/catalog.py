@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gateway import plugins
-from gateway.backend import Backend, Deadlines, Secret, Services
+from gateway.backend import Backend, Deadlines, Proxy, Secret, Services, Target
 from gateway.concurrency import every
 from gateway.core.globs import is_glob, matches
-from gateway.errors import GatewayError, PluginError
+from gateway.errors import BadRequest, GatewayError, PluginError
 from gateway.secrets import SecretsError, Vault
 from gateway.store import catalog as store_catalog
-from gateway.store.catalog import CatalogRows, Price
+from gateway.store.catalog import CatalogRows, Price, proxy_place
 from gateway.store.database import Database
 from gateway.store.pools import Credential, credential_place
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
+REMINDER_S = 60.0
+"""How often a failure that lasts is told again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Deployment:
     subject: str
     credential_subject: str
     problem: str = ""
+    proxy: Proxy | None = None
+
+    def target(self, model: str) -> Target:
+        """Where an attempt goes. `model` is the upstream's name."""
+        return Target(self.base_url, model, self.secret, self.deadlines, self.proxy)
 
     def upstream_name(self, asked: str) -> str:
         return self.upstream_model or asked
@@ -132,11 +140,17 @@ class Catalog:
         defaults: Deadlines,
         environment: EnvironmentDeployment | None,
         learn_secrets: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database, self._vault, self._backends, self._defaults = database, vault, backends, defaults
         self._environment, self._learn_secrets = environment, learn_secrets
         self._stop: Callable[[], None] | None = None
+        self._clock = clock
+        self._told: float | None = None
+        """When it was last told that a refresh failed; None while none does."""
         self.snapshot = Snapshot(-1, {}, (), {})
+        self.reachable, self.confirmed_at = True, 0.0
+        """Whether the database answered the last look, and when (Unix seconds) the snapshot was last known to be the newest."""
 
     @property
     def generation(self) -> int:
@@ -159,10 +173,25 @@ class Catalog:
         try:
             if self._database.read(store_catalog.generation) != self.generation:
                 self.snapshot = self._built(self._database.read(store_catalog.load))
+            self.reachable, self.confirmed_at = True, time.time()
         except GatewayError as error:
-            log.warning("the catalog was not refreshed: %s", error)
-        except Exception:  # the poll's outermost edge: it must go on
-            log.exception("the catalog was not refreshed")
+            self.reachable = False
+            self._tell(f"the catalog was not refreshed: {error}", None)
+        except Exception as error:  # the poll's outermost edge: it must go on
+            self._tell("the catalog was not refreshed", error)
+        else:
+            self._tell_the_end()
+
+    def _tell(self, text: str, error: Exception | None) -> None:
+        """At once, then once in a while: what lasts must not fill the log."""
+        if self._told is None or self._clock() - self._told >= REMINDER_S:
+            self._told = self._clock()
+            log.log(logging.WARNING if error is None else logging.ERROR, "%s", text, exc_info=error)
+
+    def _tell_the_end(self) -> None:
+        if self._told is not None:
+            self._told = None
+            log.info("the catalog is refreshed again")
 
     def _built(self, rows: CatalogRows) -> Snapshot:
         credentials = {credential.id: credential for credential in rows.credentials}
@@ -176,12 +205,12 @@ class Catalog:
         prices: dict[str, list[Price]] = {}
         for price in sorted(rows.prices, key=lambda price: -price.valid_from):
             prices.setdefault(price.model, []).append(price)
-        secrets = [deployment.secret.reveal() for deployments in by_model.values() for deployment in deployments]
-        self._learn_secrets(*secrets)
+        made = [deployment for deployments in by_model.values() for deployment in deployments]
+        self._learn_secrets(*(deployment.secret.reveal() for deployment in made), *(each.proxy.password for each in made if each.proxy is not None))
         return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices))
 
     def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:
-        backend, secret, problem = None, Secret(""), ""
+        backend, secret, proxy, problem = None, Secret(""), None, ""
         try:
             backend = self._backends.get(row.backend, row.options)
             if credential is not None and credential.disabled_at is not None:
@@ -190,7 +219,9 @@ class Catalog:
                 secret = Secret(self._vault.open(credential.sealed, credential_place(credential.id)))
             elif backend.needs_secret:
                 problem = "it needs a credential and has none"
-        except (PluginError, SecretsError) as error:
+            if row.proxy_sealed is not None:
+                proxy = Proxy.parse(self._vault.open(row.proxy_sealed, proxy_place(row.id)))
+        except (PluginError, SecretsError, BadRequest) as error:
             problem = str(error)
         if problem:
             log.warning("deployment %s cannot be used: %s", row.name, problem)
@@ -211,6 +242,7 @@ class Catalog:
             subject=f"deployment:{row.id}",
             credential_subject=f"credential:{credential.id}.{credential.version}" if credential else f"keyless:{row.id}",
             problem=problem,
+            proxy=proxy,
         )
 
     def _from_environment(self, source: EnvironmentDeployment) -> Deployment:

@@ -6,9 +6,10 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from gateway.backend import Backend, Call, Reply, Secret, Target
+from gateway.backend import Backend, Call, Reply, Secret
+from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
 from gateway.core.policies import SelectionPolicy
@@ -85,8 +86,18 @@ class Dispatcher:
                 if error.blame is Blame.CLIENT and isinstance(error, UpstreamRefused):
                     return relayed_refusal(error, candidate.deployment.secret)
                 untried = self._worth_trying(exchange, untried, errors)
-                if not untried or not self._budget.take():
+                if not untried or not self._may_retry():
                     raise self._verdict(exchange, candidates, errors) from error
+
+    def _may_retry(self) -> bool:
+        allowed = self._budget.take()
+        if not allowed:
+            self._metrics.retry_denied()
+        return allowed
+
+    def resting(self, deployments: Iterable[Deployment]) -> list[tuple[Deployment, Rest]]:
+        """Those of them that rest in this worker now, for their own model."""
+        return self._pool.resting(deployments)
 
     def _choose(self, exchange: Exchange, untried: Sequence[Candidate]) -> Candidate | None:
         fit = []
@@ -121,7 +132,7 @@ class Dispatcher:
         reply: Reply | None = None
         try:
             call, hides_usage = prepared(exchange, candidate)
-            reply = _backend(candidate).send(call, Target(deployment.base_url, candidate.model, deployment.secret, deployment.deadlines))
+            reply = _backend(candidate).send(call, deployment.target(candidate.model))
             answer = read_head(reply)
             answer.hides_usage = hides_usage
         except BaseException as error:
@@ -129,8 +140,7 @@ class Dispatcher:
             raise
         attempt.ended = exchange.first_byte = self._clock()
         attempt.outcome, attempt.status = "answered", reply.status
-        self._metrics.attempts.labels(deployment.name, "answered").inc()
-        self._metrics.first_byte.labels(deployment.name).observe(attempt.ended - exchange.started)
+        self._metrics.attempted(deployment.name, "answered", attempt.ended - exchange.started)
         self._pool.succeeded(candidate)
         return answer
 
@@ -142,7 +152,7 @@ class Dispatcher:
         attempt.ended = self._clock()
         attempt.outcome = error.code if isinstance(error, GatewayError) else "internal_error"
         attempt.status = error.upstream_status if isinstance(error, UpstreamRefused) else None
-        self._metrics.attempts.labels(attempt.deployment, attempt.outcome).inc()
+        self._metrics.attempted(attempt.deployment, attempt.outcome)
         log.debug("attempt failed: %s", error, extra={"exchange": exchange.id, "fields": {"deployment": attempt.deployment, "outcome": attempt.outcome}})
 
     def _verdict(self, exchange: Exchange, candidates: Sequence[Candidate], errors: Sequence[UpstreamError]) -> GatewayError:

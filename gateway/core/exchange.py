@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from gateway.backend import Call
 from gateway.core.identity import Principal
+from gateway.dialects.events import Usage
 from gateway.errors import GatewayError
 from gateway.store.catalog import Price
 
@@ -98,6 +99,9 @@ class Exchange:
     ending: Ending | None = None
     error: str | None = None
     amount_nano: int | None = None
+    usage: Usage | None = None
+    bytes_out: int = 0
+    heartbeats: int = 0
     left: bool = False
     released: Callable[[], None] | None = None
 
@@ -118,6 +122,44 @@ class Exchange:
     def milliseconds(self, moment: float | None) -> int | None:
         """Milliseconds from the start of the call to a monotonic moment."""
         return None if moment is None else round((moment - self.started) * 1000)
+
+    def upstream_s(self) -> float:
+        """How long upstreams were waited for, attempt by attempt, until they answered or failed."""
+        now = self.clock()
+        return sum([(now if attempt.ended is None else attempt.ended) - attempt.started for attempt in self.attempts])
+
+    def own_s(self) -> float | None:
+        """Of the time to the answer's head, what the gateway took itself. None where there was no answer."""
+        return None if self.first_byte is None else max(self.first_byte - self.started - self.upstream_s(), 0.0)
+
+    def line(self) -> dict[str, Any]:
+        """The members of the call's one line in the log; docs/operator.md explains each. No secret, no content."""
+        attempt = self.attempts[-1] if self.attempts else None
+        own_s = self.own_s()
+        return {
+            "key": self.principal.key_id,
+            "key_label": self.principal.key_label,
+            "user": self.principal.user_id,
+            "endpoint": self.endpoint,
+            "model": self.model_asked,
+            "deployment": attempt.deployment if attempt else None,
+            "upstream_model": attempt.model if attempt else None,
+            "credential": attempt.credential if attempt else None,
+            "status": self.status,
+            "ending": self.ending,
+            "error": self.error,
+            "stream": self.call.stream,
+            "attempts": len(self.attempts),
+            "first_byte_ms": self.milliseconds(self.first_byte),
+            "total_ms": self.milliseconds(self.clock()),
+            "upstream_ms": round(self.upstream_s() * 1000),
+            "gateway_ms": None if own_s is None else round(own_s * 1000, 1),
+            "tokens": self.usage.counted() if self.usage is not None else None,
+            "amount_nano": self.amount_nano,
+            "bytes_in": self.call.body.size,
+            "bytes_out": self.bytes_out,
+            "client_request_id": self.client_request_id,
+        }
 
     def receipt(self) -> dict[str, Any]:
         """What happened, for the key's owner and the operator: no secret, no amount of money, no content."""

@@ -41,7 +41,7 @@ class Gateway:
     ) -> None:
         self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
         self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
-        self._stop_gauge: Callable[[], None] | None = None
+        self._stop_metrics: Callable[[], None] | None = None
 
     def begin(self, call: Call, principal: Principal, client: Client, endpoint: str, model: str, client_request_id: str | None = None) -> Exchange:
         """Open the call's exchange, and watch its client. The caller passes it to `handle` next, come what may."""
@@ -68,21 +68,36 @@ class Gateway:
         """Take this worker's presence, load the catalog, and begin to poll. Waits for no upstream."""
         self.presence.start()
         self.catalog.start()
-        self._stop_gauge = every(1.0, lambda: self.metrics.open.set(len(self.exchanges)), "open-exchanges")
+        self.metrics.sample(self._observe)
+        self._stop_metrics = every(1.0, self.metrics.refresh, "metrics")
+
+    def _observe(self) -> None:
+        """What this worker's state looks like now, for the metrics."""
+        self.metrics.open.set(len(self.exchanges))
+        self.metrics.catalog(self.catalog.generation, self.catalog.confirmed_at, self.catalog.reachable)
+        everyone = [deployment for deployments in self.catalog.snapshot.deployments.values() for deployment in deployments]
+        rests = self.dispatcher.resting(everyone)
+        quarantined = {deployment.credential_subject for deployment, rest in rests if rest.reason == "quarantined"}
+        self.metrics.resting([(deployment.name, rest.reason) for deployment, rest in rests], len(quarantined))
 
     def drain(self, deadline: float) -> None:
-        """Refuse new calls, let those under way finish until shortly before `deadline` (monotonic), then give them up."""
-        self.admission.stop()
-        while len(self.exchanges) and self._clock() < deadline - LAST_WORDS_S:
+        """Let calls finish until shortly before `deadline` (monotonic), then give up those that are left.
+
+        What arrives meanwhile, on connections that were open, is served: refused, it would be lost. Its answer says that the
+        connection ends. The server may end the process as soon as no connection is left.
+        """
+        self.admission.drain()
+        while self._clock() < deadline - LAST_WORDS_S:
             time.sleep(0.05)
+        self.admission.stop()
         self.exchanges.give_up("draining")
         while len(self.exchanges) and self._clock() < deadline:
             time.sleep(0.05)
-        self.close()
 
     def close(self) -> None:
-        """End the polls and give up the presence. Idempotent."""
-        if self._stop_gauge is not None:
-            self._stop_gauge()
+        """End the polls and give up the presence, when no call is left. Idempotent."""
+        if self._stop_metrics is not None:
+            self._stop_metrics()
+            self.metrics.refresh()
         self.catalog.close()
         self.presence.close()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import json
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -33,13 +34,15 @@ class Framing(enum.Enum):
 
 @dataclass(slots=True)
 class Answer:
-    """A reply whose head has been read. `head` is what was read, `reply.chunks` the rest; `length` only where COUNTED."""
+    """A reply whose head has been read. `head` and then `more` are what was read, `reply.chunks` the rest; `length` only where COUNTED."""
 
     reply: Reply
     framing: Framing
     head: bytes
     length: int = 0
     hides_usage: bool = False
+    more: deque[bytes] = field(default_factory=deque)
+    """Blocks of an OPEN answer: joined they would be in memory twice."""
 
 
 def read_head(reply: Reply) -> Answer:
@@ -52,10 +55,10 @@ def read_head(reply: Reply) -> Answer:
     if kind == "text/event-stream":
         return Answer(reply, Framing.EVENTS, _first_event(reply.chunks))
     if (length is not None and length <= WHOLE_BYTES) or (length is None and _is_text(kind)):
-        head, ended = _up_to(reply.chunks, WHOLE_BYTES)
+        blocks, ended = _up_to(reply.chunks, WHOLE_BYTES)
         if ended:
-            return Answer(reply, Framing.WHOLE, head)
-        return Answer(reply, Framing.OPEN, head)
+            return Answer(reply, Framing.WHOLE, b"".join(blocks))
+        return Answer(reply, Framing.OPEN, blocks.popleft(), more=blocks)
     first = next((chunk for chunk in reply.chunks if chunk), b"")
     if length is not None:
         return Answer(reply, Framing.COUNTED, first, length)
@@ -66,15 +69,15 @@ def _is_text(kind: str) -> bool:
     return kind in ("", "application/json", "application/problem+json") or kind.startswith("text/")
 
 
-def _up_to(chunks: Iterator[bytes], limit: int) -> tuple[bytes, bool]:
+def _up_to(chunks: Iterator[bytes], limit: int) -> tuple[deque[bytes], bool]:
     """What came, and whether that was all. More than `limit` by at most one block."""
-    pieces, size = [], 0
+    blocks, size = deque[bytes](), 0
     for chunk in chunks:
-        pieces.append(chunk)
+        blocks.append(chunk)
         size += len(chunk)
         if size > limit:
-            return b"".join(pieces), False
-    return b"".join(pieces), True
+            return blocks, False
+    return blocks, True
 
 
 def _first_event(chunks: Iterator[bytes]) -> bytes:
@@ -97,13 +100,14 @@ def _is_content(raw: bytes) -> bool:
     if event.data is None or event.name in PING_NAMES:
         return False
     if event.name == "error" or event.data.lstrip().startswith(b'{"error"') or b'"error"' in event.data[:4096]:
-        error = _error_of(event)
+        error = error_of(event)
         if error is not None:
             raise _refused(event.data, error)
     return event.data.strip() != b'{"type":"ping"}'
 
 
-def _error_of(event: sse.Event) -> dict[str, Any] | None:
+def error_of(event: sse.Event) -> dict[str, Any] | None:
+    """The error object that an event is, if it is one."""
     try:
         document = json.loads(event.data or b"")
     except (ValueError, RecursionError):

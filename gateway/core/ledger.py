@@ -63,7 +63,7 @@ class Ledger:
         """
         if exchange.ending is not None:
             return
-        exchange.ending = ending
+        exchange.ending, exchange.usage = ending, metered.usage
         entry: Entry | None = None
         try:
             entry = self._entry(exchange, ending, metered)
@@ -80,7 +80,7 @@ class Ledger:
 
     def _log_lost(self, exchange: Exchange, entry: Entry | None, metered: Metered, error: BaseException) -> None:
         exchange.error = exchange.error or SettleFailed.code
-        self._metrics.settle_failures.inc()
+        self._metrics.settle_failed()
         line = {"entry": _members(entry)} if entry is not None else {"metered": str(metered), "ending": exchange.ending}
         log.critical("entry not committed: %s", type(error).__name__, extra={"exchange": exchange.id, "fields": line})
 
@@ -108,37 +108,19 @@ class Ledger:
             if self._quota.take(exchange.principal.key_id):
                 self._database.write(Batched(record, (None, self._row(exchange))))
             else:
-                self._metrics.refusals_unrecorded.inc()
+                self._metrics.refusal_unrecorded()
         finally:
             self._finish(exchange)
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.release()
-        self._metrics.exchanges.labels(str(exchange.ending), str(exchange.status)).inc()
-        self._metrics.duration.observe(self._clock() - exchange.started)
-        answered = exchange.attempts[-1].deployment if exchange.attempts else None
-        line = {
-            "key": exchange.principal.key_id,
-            "model": exchange.model_asked,
-            "endpoint": exchange.endpoint,
-            "status": exchange.status,
-            "ending": exchange.ending,
-            "error": exchange.error,
-            "deployment": answered,
-            "attempts": len(exchange.attempts),
-            "first_byte_ms": exchange.milliseconds(exchange.first_byte),
-            "total_ms": exchange.milliseconds(self._clock()),
-            "amount_nano": exchange.amount_nano,
-        }
-        log.info("exchange", extra={"exchange": exchange.id, "fields": line})
+        deployment = exchange.attempts[-1].deployment if exchange.attempts else ""
+        total_s = self._clock() - exchange.started
+        self._metrics.ended(exchange.endpoint, deployment, exchange.status, str(exchange.ending), total_s, exchange.own_s(), exchange.heartbeats)
+        log.info("exchange", extra={"exchange": exchange.id, "fields": exchange.line()})
 
     def _count(self, entry: Entry) -> None:
-        for bucket, count in entry.usage.buckets().items():
-            if count:
-                self._metrics.tokens.labels(bucket).inc(count)
-        self._metrics.amount.inc(entry.amount)
-        for flag in (*entry.flags, *entry.usage.flags):
-            self._metrics.flagged.labels(flag).inc()
+        self._metrics.booked(entry.deployment, entry.usage.counted(), entry.amount, (*entry.flags, *entry.usage.flags))
 
     def _row(self, exchange: Exchange) -> ExchangeRow:
         return ExchangeRow(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gateway.backend import ListsModels, Target
+from gateway.backend import ListsModels
 from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog, Deployment, Snapshot
 from gateway.core.globs import is_glob, matches
@@ -85,7 +85,7 @@ class Listing:
             self._known[deployment.subject] = (self._clock() + KEEP_S, ())
             return
         try:
-            names = backend.models(Target(deployment.base_url, "", deployment.secret, deployment.deadlines), deadline)
+            names = backend.models(deployment.target(""), deadline)
             self._known[deployment.subject] = (self._clock() + KEEP_S, tuple(names))
         except Exception as error:  # the thread's outermost edge, and a backend may be a stranger's
             reason = str(error) if isinstance(error, GatewayError) else type(error).__name__

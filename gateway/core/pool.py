@@ -9,9 +9,10 @@ import collections
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from gateway.core.catalog import Deployment
 from gateway.core.routing import Candidate
 from gateway.errors import Blame, UpstreamError, UpstreamRefused
 from gateway.state.base import Cooldowns
@@ -129,6 +130,13 @@ class Pool:
         """None where the candidate is fit; else the longest of the rests that keep it."""
         rests = [Rest(self._cooldowns.reason(subject), until) for subject in _subjects(candidate) if (until := self._cooldowns.until(subject))]
         return max(rests, key=lambda rest: rest.until, default=None)
+
+    def resting(self, deployments: Iterable[Deployment]) -> list[tuple[Deployment, Rest]]:
+        """Those of them that rest now. Behind a glob, a credential's rest for one asked model is not seen."""
+        if not len(self._cooldowns):
+            return []
+        found = [(deployment, self.rest(Candidate(deployment, deployment.upstream_name(deployment.model), None))) for deployment in deployments]
+        return [(deployment, rest) for deployment, rest in found if rest is not None]
 
     def lease(self, candidate: Candidate, principal: int) -> Lease:
         """Hold the candidate for one attempt, and remember who called."""

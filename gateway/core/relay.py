@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from gateway.concurrency import after
 from gateway.core.exchange import Ending, Exchange
-from gateway.core.head import Answer, Framing
+from gateway.core.head import Answer, Framing, error_of
 from gateway.core.ledger import Ledger
 from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
 from gateway.dialects import CHAT_CODECS, CODECS, sse
@@ -25,24 +25,28 @@ from gateway.errors import Cancelled, GatewayError, SettleFailed, UpstreamError,
 log = logging.getLogger(__name__)
 EVENT_BYTES = 1 << 20
 """A longer event is passed on in pieces, unless it is the terminal one."""
-TERMINAL_EVENT_BYTES = 64 << 20
+TERMINAL_EVENT_BYTES = 32 << 20
 USAGE_EVENTS = 4
 LINGER_S = 1.0
 """How long an upstream may stay open after its terminal event; then its connection is closed instead of used again."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_HAS_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 
 class Relay:
-    """An iterator of bytes with `close`. `status` and `headers` are final when it is built."""
+    """An iterator of bytes, never b"", with `close`. `status` and `headers` are final when it is built."""
 
     def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger) -> None:
         self._answer, self._exchange, self._ledger = answer, exchange, ledger
         self._codec = CODECS[exchange.call.dialect]
-        self._chunks, self._pending = answer.reply.chunks, deque[bytes]([answer.head] if answer.head else [])
-        self._splitter, self._rest = sse.Splitter(), b""
-        self._usage_events = deque[bytes](maxlen=USAGE_EVENTS)
+        self._chunks, self._pending = answer.reply.chunks, answer.more
+        if answer.head:
+            self._pending.appendleft(answer.head)
+        self._splitter, self._last, self._rest = sse.Splitter(), b"", b""
+        self._ending = Ending.COMPLETE
+        self._usage_events, self._parts = deque[bytes](maxlen=USAGE_EVENTS), deque[bytes]()
         self._delivered_bytes = self._delivered_events = 0
         self._terminal = self._finished = self._broke_event = self._over = False
         self._stop_lingering: Callable[[], None] | None = None
@@ -86,6 +90,7 @@ class Relay:
     # whole answers
 
     def _settle_whole(self, body: bytes) -> None:
+        self._exchange.bytes_out = len(body)
         try:
             usage = self._reported() or whole(self._exchange.call.dialect, body)
             if self.status >= 400 or (usage is None and is_error(body)):
@@ -113,6 +118,7 @@ class Relay:
                 raise UpstreamInterrupted("The upstream's answer is shorter than it said.") from None
             raise
         self._delivered_bytes += len(block)
+        self._exchange.bytes_out = self._delivered_bytes
         if self._delivered_bytes >= self._answer.length:
             self._settle_or_break(Ending.COMPLETE)
         return block
@@ -124,12 +130,13 @@ class Relay:
             self._settle_or_break(Ending.COMPLETE)
             raise
         self._delivered_bytes += len(block)
+        self._exchange.bytes_out = self._delivered_bytes
         return block
 
     def _pull_or_break(self) -> bytes:
         """The next block. What goes wrong is raised, so that the server breaks the connection and writes no clean end."""
         try:
-            return self._pull()
+            return self._block()
         except StopIteration:
             self._over = True
             raise
@@ -159,16 +166,18 @@ class Relay:
                 return self._ended()
             except Exception as error:
                 return self._broken(error)
-            if ready := self._take(block):
+            if not block:
+                if beat := self._heartbeat():
+                    return beat
+            elif ready := self._take(block):
                 return ready
 
     def _take(self, block: bytes) -> bytes:
         """What of the buffered bytes may leave now; b"" where an event is still incomplete."""
         events = self._splitter.feed(block)
-        if self._splitter.size > EVENT_BYTES:
-            events += self._overlong()
         if not events:
-            return b""
+            return self._overlong() if self._splitter.size > EVENT_BYTES else b""
+        self._broke_event = False
         if _USAGE.search(events):
             self._note_usage(events)
         if self._answer.hides_usage and _NO_CHOICES.search(events):
@@ -177,16 +186,38 @@ class Relay:
         self._delivered_events += events.count(b"\ndata:") + events.startswith(b"data:")
         if self._codec.terminal_candidate.search(events):
             return self._split_terminal(events)
+        self._last = events or self._last
+        self._exchange.bytes_out += len(events)
         return events
 
+    def _heartbeat(self) -> bytes:
+        """What the client gets where the upstream is silent: nothing within an event, and nothing where the events have an id. OpenAI's
+        Python SDK takes a blank line after one for an event without data, and fails at it."""
+        if self._broke_event or self._exchange.left or _HAS_ID.search(self._answer.head) or _HAS_ID.search(self._last):
+            return b""
+        self._exchange.heartbeats += 1
+        return self._codec.heartbeat
+
     def _overlong(self) -> bytes:
-        """The part of an overlong event that leaves: nothing of one that looks terminal, up to a bound."""
+        """The first piece of an overlong event that leaves: nothing of one that looks terminal, up to a bound."""
         if self._codec.terminal_candidate.search(self._splitter.head(4096)) and self._splitter.size < TERMINAL_EVENT_BYTES:
             return b""
-        piece, first, self._broke_event = self._splitter.drain(), not self._broke_event, True
-        if first and _USAGE.search(piece):
-            log.warning("usage in an event of over 1 MB is not read", extra={"exchange": self._exchange.id})
-        return piece
+        self._parts.extend(self._splitter.release())
+        self._finished = self._finished or any(map(_FINISHED.search, self._parts))
+        if not self._broke_event:
+            self._delivered_events += 1
+            if any(map(_USAGE.search, self._parts)):
+                log.warning("usage in an event of over 1 MB is not read", extra={"exchange": self._exchange.id})
+        self._broke_event, self._step = True, Relay._part
+        return self._part()
+
+    def _part(self) -> bytes:
+        """The next piece of an overlong event."""
+        part = self._parts.popleft()
+        if not self._parts:
+            self._step = Relay._events
+        self._exchange.bytes_out += len(part)
+        return part
 
     def _note_usage(self, events: bytes) -> None:
         """Keep the last few: what only looks like a usage must not push out the one that is."""
@@ -200,15 +231,26 @@ class Relay:
             before.append(after.pop(0))
         if after:
             self._terminal = True
+            self._judge(b"".join([self._last, *before]), after[0])
             self._pending.clear()
             self._rest = b"".join(after) + self._splitter.drain()
+            self._exchange.bytes_out += sum(map(len, before))
             return b"".join(before) or self._after_terminal()
+        self._last = events
+        self._exchange.bytes_out += len(events)
         return events
+
+    def _judge(self, last: bytes, terminal: bytes = b"") -> None:
+        """Whether the answer that has come to its end failed: its terminal event says so, or an error stands among its last events."""
+        told = b"error" in last and any(error_of(sse.parse(raw)) is not None for raw in sse.split(last))
+        if told or self._codec.is_failure(sse.parse(terminal)):
+            self._ending, self._exchange.error = Ending.UPSTREAM_TRUNCATED, UpstreamError.code
 
     def _after_terminal(self) -> bytes:
         if self._exchange.ending is None:
+            self._exchange.bytes_out += len(self._rest)
             try:
-                self._settle(Ending.COMPLETE)
+                self._settle(self._ending)
             except SettleFailed as error:
                 self._over = True
                 return self._error_event(error)
@@ -219,7 +261,7 @@ class Relay:
             cancel = self._exchange.call.cancel
             self._stop_lingering = after(LINGER_S, lambda: cancel.fire("complete"))
         try:
-            return self._pull()  # what little follows; reading to the end also lets the connection be used again
+            return self._block()  # what little follows; reading to the end also lets the connection be used again
         except StopIteration:
             self._over = True
             raise
@@ -233,12 +275,14 @@ class Relay:
         rest = self._splitter.drain()
         if rest and self._codec.is_terminal(sse.parse(rest)):
             self._note_usage(rest)
+            self._judge(self._last, rest)
             self._terminal, self._rest = True, rest
             return self._after_terminal()
         if self._finished and not rest.strip() and self._one_choice():
             self._over = True
+            self._judge(self._last)
             try:
-                self._settle(Ending.COMPLETE)
+                self._settle(self._ending)
             except SettleFailed as error:
                 return self._error_event(error)
             if rest:
@@ -268,13 +312,14 @@ class Relay:
     # both
 
     def _pull(self) -> bytes:
-        """The next block that is not a tick. Raises StopIteration, UpstreamError, Cancelled."""
-        if self._pending:
-            return self._pending.popleft()
-        while True:
-            block = next(self._chunks)
-            if block:
-                return block
+        """The next block, or b"" for a tick. Raises StopIteration, UpstreamError, Cancelled."""
+        return self._pending.popleft() if self._pending else next(self._chunks)
+
+    def _block(self) -> bytes:
+        """The next block that is not a tick."""
+        while not (block := self._pull()):
+            continue
+        return block
 
     def _ending_of(self, error: Exception) -> Ending:
         self._exchange.error = error.code if isinstance(error, GatewayError) else "internal_error"

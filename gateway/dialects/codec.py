@@ -18,9 +18,14 @@ class Codec(Protocol):
     """Matches in every terminal event, and seldom elsewhere."""
     reports_usage_on_request: bool
     """Whether `stream_options.include_usage` exists in this dialect."""
+    heartbeat: bytes
+    """What a stream may send between two events while nothing happens, and its clients pass over; b"" where they would not."""
 
     def is_terminal(self, event: Event) -> bool:
-        """Whether this event says that the answer is complete."""
+        """Whether this event is the answer's last."""
+
+    def is_failure(self, event: Event) -> bool:
+        """Whether this event, a terminal one, says that the answer failed."""
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
         """The usage in a whole answer, or in the data of a stream's event; None where it has none."""

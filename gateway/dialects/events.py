@@ -37,6 +37,10 @@ class Usage:
     def buckets(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in BUCKETS}
 
+    def counted(self) -> dict[str, int]:
+        """The buckets that hold any."""
+        return {name: count for name in BUCKETS if (count := getattr(self, name))}
+
 
 BUCKETS: tuple[str, ...] = tuple(item.name for item in fields(Usage) if item.name not in ("raw", "flags"))
 

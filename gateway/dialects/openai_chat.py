@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.dialects import openai_usage
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Message, TextDelta, ToolCallDelta, Usage
-from gateway.dialects.sse import Event, encode
+from gateway.dialects.sse import HEARTBEAT, Event, encode
 from gateway.errors import BadRequest
 
 DONE = b"data: [DONE]\n\n"
@@ -22,9 +22,13 @@ class OpenAIChat:
     name = "openai_chat"
     terminal_candidate = re.compile(rb"\[DONE\]")
     reports_usage_on_request = True
+    heartbeat = HEARTBEAT
 
     def is_terminal(self, event: Event) -> bool:
         return event.data is not None and event.data.strip() == b"[DONE]"
+
+    def is_failure(self, event: Event) -> bool:
+        return False
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
         return openai_usage.usage(document)

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.dialects import openai_usage
 from gateway.dialects.events import Usage
 from gateway.dialects.openai_chat import dumps
-from gateway.dialects.sse import Event, encode
+from gateway.dialects.sse import HEARTBEAT, Event, encode
 
 TERMINAL_TYPES = frozenset(
     {
@@ -33,18 +33,13 @@ class OpenAIRest:
         rb"\[DONE\]|response\.(?:completed|incomplete|failed)|image_(?:generation|edit)\.completed|transcript\.text\.done|speech\.audio\.done"
     )
     reports_usage_on_request = False
+    heartbeat = HEARTBEAT
 
     def is_terminal(self, event: Event) -> bool:
-        if event.data is None:
-            return False
-        if event.name in TERMINAL_TYPES or event.data.strip() == b"[DONE]":
-            return True
-        try:
-            document = json.loads(event.data)
-        except (ValueError, RecursionError):
-            return False
-        kind = document.get("type") if isinstance(document, dict) else None
-        return isinstance(kind, str) and kind in TERMINAL_TYPES
+        return event.data is not None and (event.data.strip() == b"[DONE]" or _type(event) in TERMINAL_TYPES)
+
+    def is_failure(self, event: Event) -> bool:
+        return _type(event) == "response.failed"
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
         return openai_usage.usage(document)
@@ -53,3 +48,15 @@ class OpenAIRest:
         """Both shapes at once: the Responses API's flat event and the error object that every SDK looks for."""
         flat = {"type": "error", "code": error.get("code"), "message": error.get("message"), "param": error.get("param")}
         return encode(dumps({**flat, "error": error}), "error")
+
+
+def _type(event: Event) -> str:
+    """The name of a terminal event, or what its data says."""
+    if event.name in TERMINAL_TYPES:
+        return event.name
+    try:
+        document = json.loads(event.data or b"")
+    except (ValueError, RecursionError):
+        return ""
+    kind = document.get("type") if isinstance(document, dict) else None
+    return kind if isinstance(kind, str) else ""

@@ -10,6 +10,8 @@ _LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 _BOUNDARY = re.compile(_LINE_END + _LINE_END)
 _LONGEST_BOUNDARY = 4
 _LINES = re.compile(rb"\r\n|\n|\r")
+HEARTBEAT = b": waiting\n\n"
+"""A comment with a blank line, as EventSource and OpenAI's SDKs pass over it; who cuts at blank lines does not take it for a part of the next event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,13 @@ class Splitter:
 
     def drain(self) -> bytes:
         """What is kept, complete or not; keeps it no longer."""
-        rest = b"".join(self._pieces)
-        self._pieces.clear()
+        return b"".join(self.release())
+
+    def release(self) -> list[bytes]:
+        """The same in the pieces that came."""
+        pieces, self._pieces = self._pieces, []
         self._tail, self.size = b"", 0
-        return rest
+        return pieces
 
 
 def split(buffer: bytes) -> Iterator[bytes]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from gateway.backend import Proxy, Secret
 from gateway.errors import BadRequest, NotFound
 from gateway.operations.credentials import required_credential
 from gateway.operations.names import check_model_name, check_name
 from gateway.operations.options import build_options, find_backend
+from gateway.secrets import Vault
 from gateway.store import catalog
 from gateway.store.catalog import CatalogRows, Deployment, DeploymentFields, Model
 from gateway.store.database import Conflict, Database
@@ -45,12 +47,14 @@ class PlacedDeployment:
 class Wishes:
     """What an operator wants of a deployment. None: not named. "", or 0 for the seconds: back to the default.
 
+    `proxy` is a URL, which may hold a password: to name one, the operations need the vault.
     `options` are texts, converted by the backend's Options; an empty one takes the option away.
     """
 
     base_url: str | None = None
     upstream_model: str | None = None
     credential: str | None = None
+    proxy: Secret | None = None
     priority: int | None = None
     weight: int | None = None
     connect_s: float | None = None
@@ -95,12 +99,13 @@ def delete_model(database: Database, name: str) -> Model:
     return database.write(delete)
 
 
-def create_deployment(database: Database, name: str, model: str, backend: str, at: int, wishes: Wishes) -> PlacedDeployment:
+def create_deployment(database: Database, name: str, model: str, backend: str, at: int, wishes: Wishes, vault: Vault | None = None) -> PlacedDeployment:
     """The model is created with it where it does not exist. Raises BadRequest, NotFound for the credential, Conflict."""
     check_name("deployment", name)
     check_model_name(model)
     needs_secret = find_backend(backend).needs_secret
     fields: DeploymentFields = {**_checked(wishes), "options": build_options(backend, wishes.options, {})}
+    proxy = _checked_proxy(wishes)
 
     def create() -> PlacedDeployment:
         if catalog.find_deployment(name) is not None:
@@ -108,23 +113,28 @@ def create_deployment(database: Database, name: str, model: str, backend: str, a
         known = catalog.find_model(model)
         served = known or catalog.create_model(model, at)
         row = catalog.create_deployment(name, served.id, backend, at, **_with_credential(fields, wishes.credential))
+        if proxy is not None:
+            row = catalog.set_deployment(row.id, **_proxy_fields(row.id, proxy, vault))
         notes = () if known else (f"the model {model} did not exist and was created",)
         return PlacedDeployment(row, model, wishes.credential or None, (*notes, *_missing_secret(row, needs_secret)))
 
     return database.write(create)
 
 
-def set_deployment(database: Database, name: str, wishes: Wishes) -> PlacedDeployment:
+def set_deployment(database: Database, name: str, wishes: Wishes, vault: Vault | None = None) -> PlacedDeployment:
     """Change what is named, and nothing else. Raises BadRequest, NotFound for the deployment or the credential."""
     fields = _checked(wishes)
     if wishes.options:
         before = database.read(lambda: _required(name))
         fields["options"] = build_options(before.backend, wishes.options, before.options)
-    if not fields and wishes.credential is None:
+    proxy = _checked_proxy(wishes)
+    if not fields and wishes.credential is None and wishes.proxy is None:
         raise BadRequest("nothing to change was named")
 
     def change() -> PlacedDeployment:
-        catalog.set_deployment(_required(name).id, **_with_credential(fields, wishes.credential))
+        row = _required(name)
+        through: DeploymentFields = {} if wishes.proxy is None else _proxy_fields(row.id, proxy, vault)
+        catalog.set_deployment(row.id, **_with_credential({**fields, **through}, wishes.credential))
         return _placed(catalog.load(), name)
 
     return database.write(change)
@@ -175,8 +185,21 @@ def _with_credential(fields: DeploymentFields, label: str | None) -> DeploymentF
     return {**fields, "credential_id": required_credential(label).id if label else None}
 
 
+def _checked_proxy(wishes: Wishes) -> Proxy | None:
+    """Raises BadRequest, which does not repeat it."""
+    return Proxy.parse(wishes.proxy.reveal().strip()) if wishes.proxy else None
+
+
+def _proxy_fields(deployment_id: int, proxy: Proxy | None, vault: Vault | None) -> DeploymentFields:
+    if proxy is None:
+        return {"proxy": None, "proxy_sealed": None}
+    if vault is None:
+        raise TypeError("a proxy is kept sealed: that takes the vault")
+    return {"proxy": str(proxy), "proxy_sealed": vault.seal(proxy.url, catalog.proxy_place(deployment_id))}
+
+
 def _checked(wishes: Wishes) -> DeploymentFields:
-    """The store's fields for what was named, but for the options and the credential. Raises BadRequest."""
+    """The store's fields for what was named, but for the options, the credential and the proxy. Raises BadRequest."""
     fields: DeploymentFields = {}
     if wishes.base_url is not None:
         fields["base_url"] = checked_base_url(wishes.base_url) if wishes.base_url else ""

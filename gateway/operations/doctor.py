@@ -1,58 +1,42 @@
-"""The doctor: looks at everything that a working gateway needs and says what is wrong and what to do. Changes nothing, calls no upstream."""
+"""The doctor: looks at everything that a working gateway needs and says what is wrong and what to do. Changes nothing, calls no upstream.
+
+`doctor_host` looks at the machine, `doctor_url` at the public address; here are the installation and its database.
+"""
 
 from __future__ import annotations
 
-import enum
 import http.client
-import resource
 import stat
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import plugins
 from gateway.core.catalog import Snapshot
 from gateway.errors import PluginError, SettingsError, StoreUnavailable
+from gateway.operations.doctor_host import look_at_host
+from gateway.operations.doctor_url import Site
+from gateway.operations.findings import Finding, Verdict, ok, problem, warning
 from gateway.operations.routes import loaded_catalog
 from gateway.operations.server import NotReady, check_address, check_pepper, check_policy, missing_secrets, reachable_host, revealed
 from gateway.secrets import Secrets, SecretsError, load_secrets
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, ledger
+from gateway.store import server as database_server
 from gateway.store.database import CannotOpen, Database, SchemaMismatch
 from gateway.store.pools import credential_place
+from gateway.store.server import ServerFacts
 
-OPEN_FILES = 8192
-"""A streamed call holds two sockets; below this limit a busy worker runs out of file descriptors."""
+__all__ = ["Finding", "Verdict", "examine", "local_site"]
+
 DAY_MS = 86_400_000
 SAMPLE = 10_000
 """How many entries of the last day are looked at."""
-
-
-class Verdict(enum.StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `text` is one line."""
-
-    verdict: Verdict
-    subject: str
-    text: str
-
-
-def ok(subject: str, text: str) -> Finding:
-    return Finding(Verdict.OK, subject, text)
-
-
-def warning(subject: str, text: str) -> Finding:
-    return Finding(Verdict.WARNING, subject, text)
-
-
-def problem(subject: str, text: str) -> Finding:
-    return Finding(Verdict.PROBLEM, subject, text)
+SKEW_MS = 2_000
+AHEAD_MS = 60_000
+OLDEST_POSTGRES = 120_000
+CONNECTIONS_A_WORKER = 3
+"""A writer and two readers."""
 
 
 def examine(settings: Settings, open_database: Callable[[Settings], Database], at: int) -> Iterator[Finding]:
@@ -60,7 +44,7 @@ def examine(settings: Settings, open_database: Callable[[Settings], Database], a
     yield from _settings(settings)
     yield from _directories(settings)
     yield from _address(settings)
-    yield from _open_files()
+    yield from look_at_host(settings, Path.cwd())
     yield from _plugins(settings)
     secrets, finding = _secrets(settings)
     yield finding
@@ -101,6 +85,12 @@ def _address(settings: Settings) -> Iterator[Finding]:
         yield ok("address", f"{place} is free")
 
 
+def local_site(settings: Settings) -> Site | None:
+    """Where this host itself reaches the gateway that runs on it."""
+    host = reachable_host(settings.host)
+    return Site(f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}") if _answers(settings) else None
+
+
 def _answers(settings: Settings) -> bool:
     connection = http.client.HTTPConnection(reachable_host(settings.host), settings.port, timeout=2)
     try:
@@ -111,14 +101,6 @@ def _answers(settings: Settings) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _open_files() -> Iterator[Finding]:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
-        yield warning("open files", f"{soft} at once (ulimit -n) are enough for about {soft // 2 - 50} calls; for more: ulimit -n {OPEN_FILES * 8}")
-    else:
-        yield ok("open files", f"{soft} at once (ulimit -n)")
 
 
 def _plugins(settings: Settings) -> Iterator[Finding]:
@@ -156,11 +138,36 @@ def _database(settings: Settings, database: Database, secrets: Secrets | None, a
         yield problem("database", f"migrations are pending ({', '.join(pending)}); run `gateway migrate`")
         return
     yield ok("database", f"{database} is up to date")
+    began = time.time_ns()
+    facts = database.read(database_server.facts)
+    if facts is not None:
+        yield from _server(facts, (began + time.time_ns()) // 2_000_000, settings.workers)
     yield from _accounts(database)
     if secrets is not None:
         yield _pepper(database, secrets)
         yield from _catalog(settings, database, secrets, at)
     yield from _entries(database, at)
+
+
+def _server(facts: ServerFacts, here: int, workers: int) -> Iterator[Finding]:
+    """A PostgreSQL server; `here` is this host's time at the moment of its."""
+    release = facts.version // 10_000
+    if facts.version < OLDEST_POSTGRES:
+        yield problem("database", f"PostgreSQL {release} is too old; upgrade to {OLDEST_POSTGRES // 10_000} or later")
+    if not facts.may_write:
+        yield problem("database", "this user may not write there, or the server is a standby: grant it the tables, or name the primary in DATABASE_URL")
+    if not facts.may_migrate:
+        yield warning("database", "this user may not create tables: run `gateway migrate` as one who may")
+    if not facts.durable:
+        yield problem("database", "fsync or synchronous_commit is off: what was booked can be lost with the server; set both to on")
+    if facts.connections_left < workers * CONNECTIONS_A_WORKER:
+        needed = workers * CONNECTIONS_A_WORKER
+        yield warning("database", f"{facts.connections_left} connections are left, {workers} workers need {needed}; raise max_connections")
+    apart = here - facts.at
+    if abs(apart) > SKEW_MS:
+        yield warning("clock", f"this host and the database's are {abs(apart) / 1000:.0f} s apart: run chrony or systemd-timesyncd on both")
+    else:
+        yield ok("database", f"PostgreSQL {release}, {facts.connections_left} connections left, its clock agrees")
 
 
 def _pepper(database: Database, secrets: Secrets) -> Finding:
@@ -225,6 +232,11 @@ def _prices(snapshot: Snapshot, unpriced: str, at: int) -> Iterator[Finding]:
 
 def _entries(database: Database, at: int) -> Iterator[Finding]:
     entries = database.read(lambda: ledger.entries(at - DAY_MS, at + DAY_MS, 0, SAMPLE))
+    ahead = max((entry.at for entry in entries), default=0) - at
+    if ahead > AHEAD_MS:
+        yield problem(
+            "clock", f"the newest entry of the ledger is {ahead / 60_000:.0f} minutes ahead of this host's clock: one of them was wrong; set the clock"
+        )
     free = [entry for entry in entries if entry.kind == "usage" and entry.price is None]
     if free:
         models = ", ".join(sorted({entry.model_served for entry in free})[:5])

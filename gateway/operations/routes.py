@@ -53,7 +53,7 @@ class _NoClient:
 
 def loaded_catalog(database: Database, vault: Vault, settings: Settings) -> tuple[Catalog, Backends]:
     """The catalog as a worker would build it now. The caller closes the Backends. Raises StoreUnavailable."""
-    backends = Backends(Services())
+    backends = Backends(Services(allow_networks=settings.allow_networks or ()))
     key = settings.openai_api_key
     environment = None if key is None else EnvironmentDeployment(key, settings.openai_base_url)
     catalog = Catalog(database, vault, backends, settings.deadlines, environment, lambda *secrets: None)

@@ -19,3 +19,7 @@ class Cooldowns(Protocol):
 
     def clear(self, subject: str) -> None:
         """End the rest now."""
+
+    def __len__(self) -> int:
+        """How many subjects rest, at most: some of them may be over."""
+        ...

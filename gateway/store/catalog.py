@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 from gateway.dialects.events import BUCKETS
@@ -30,6 +30,7 @@ __all__ = [
     "list_models",
     "list_prices",
     "load",
+    "proxy_place",
     "set_deployment",
     "set_model",
 ]
@@ -47,7 +48,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Where a model is served. The lower `priority` is tried first; seconds that are None are the settings' default."""
+    """Where a model is served. The lower `priority` is tried first; seconds that are None are the settings' default.
+
+    `proxy`: its URL without the password; `proxy_sealed`: the whole, sealed at `proxy_place`.
+    """
 
     id: int
     name: str
@@ -66,6 +70,8 @@ class Deployment:
     options: Mapping[str, Any]
     enabled: bool
     created_at: int
+    proxy: str | None = None
+    proxy_sealed: bytes | None = field(default=None, repr=False)
 
 
 class DeploymentFields(TypedDict, total=False):
@@ -83,6 +89,8 @@ class DeploymentFields(TypedDict, total=False):
     include_usage: bool
     options: Mapping[str, Any]
     enabled: bool
+    proxy: str | None
+    proxy_sealed: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,11 @@ class CatalogRows:
     deployments: tuple[Deployment, ...]
     credentials: tuple[Credential, ...]
     prices: tuple[Price, ...]
+
+
+def proxy_place(deployment_id: int) -> str:
+    """The place that a sealed proxy is bound to: it opens nowhere else."""
+    return f"deployment:{deployment_id}:proxy_sealed"
 
 
 def load() -> CatalogRows:
@@ -228,6 +241,8 @@ def _deployment(row: DeploymentRow) -> Deployment:
         options=dict(row.options),
         enabled=row.enabled,
         created_at=row.created_at,
+        proxy=row.proxy,
+        proxy_sealed=None if row.proxy_sealed is None else bytes(row.proxy_sealed),
     )
 
 

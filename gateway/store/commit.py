@@ -16,6 +16,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Committed = Callable[[int, float], None]
+"""Told after each commit, in the database's own thread: how many works shared it, and its seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batched(Generic[Item, Result]):
     """A work that shares its statements: all queued ones with the same `run` become one `run(items)`, one result each, in order."""
@@ -70,8 +74,8 @@ def _awaited(job: Job) -> bool:
 class Writer:
     """Runs batches of jobs whose items are Asks. A work may be run more than once, but is committed at most once."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, committed: Committed = lambda works, seconds: None) -> None:
+        self._engine, self._committed = engine, committed
 
     def run(self, jobs: list[Job]) -> None:
         """An empty list is the end: the connection is closed."""
@@ -104,7 +108,7 @@ class Writer:
 
     def _transact(self, jobs: list[Job]) -> None:
         """One transaction for all jobs; their outcomes are filled in after its COMMIT. Raises _Failed, nothing filled in."""
-        stage = _Stage.BEGIN
+        stage, began = _Stage.BEGIN, time.monotonic()
         try:
             self._engine.open(read_only=False)
             self._engine.begin(read_only=False)
@@ -117,6 +121,7 @@ class Writer:
             self._engine.commit()
         except BaseException as error:  # whatever a work raised: its caller gets it
             raise _Failed(stage, self._engine.rollback(), error) from error
+        self._committed(len(jobs), time.monotonic() - began)
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.result, job.error = outcome.result, outcome.error
 

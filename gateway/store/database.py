@@ -18,7 +18,7 @@ import migrations
 from gateway.concurrency import Job, OffloadTimeout
 from gateway.errors import StoreUnavailable
 from gateway.store import models
-from gateway.store.commit import Ask, Batched, Writer, refuse_late
+from gateway.store.commit import Ask, Batched, Committed, Writer, refuse_late
 from gateway.store.engine import CannotOpen, Conflict, Engine, Worker, engine_for
 
 __all__ = ["Batched", "CannotOpen", "Conflict", "Database", "SchemaMismatch"]
@@ -37,11 +37,13 @@ class Database:
     `url`: sqlite:///absolute/path or postgresql://user:password@host:port/name. Raises SettingsError for any other.
     """
 
-    def __init__(self, url: str, *, readers: int = 2, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, *, readers: int = 2, timeout_s: float = 5.0, committed: Committed = lambda works, seconds: None) -> None:
         self._timeout_s = timeout_s
         self._engine = engine_for(url, timeout_s)
-        self._writer = self._engine.worker(Writer(self._engine).run, "store-writer", limit=512)
+        self._writer = self._engine.worker(Writer(self._engine, committed).run, "store-writer", limit=512)
         self._readers = [_Reader(self._engine, number) for number in range(readers)]
+        self.waiting = 0
+        """Writes under way or queued."""
 
     def __str__(self) -> str:
         return self._engine.place
@@ -67,7 +69,11 @@ class Database:
         Raises what the work raised, Conflict, or StoreUnavailable. After StoreUnavailable the work is not committed, as a
         rule; it may be, where the time ran out or the connection broke during the COMMIT.
         """
-        return self._ask(self._writer, work)
+        self.waiting += 1
+        try:
+            return self._ask(self._writer, work)
+        finally:
+            self.waiting -= 1
 
     def _ask(self, worker: Worker, work: Any) -> Any:
         if not self._engine.peewee.is_closed():

@@ -140,7 +140,7 @@ class ModelRow(Row):
 
 
 class DeploymentRow(Row):
-    """A deadline that is null is the settings' default. The lower `priority` is tried first."""
+    """A deadline that is null is the settings' default. The lower `priority` is tried first. `proxy` is the proxy's URL as it is shown."""
 
     id = AutoField()
     name = TextField(unique=True)
@@ -149,6 +149,8 @@ class DeploymentRow(Row):
     base_url = TextField()
     upstream_model = TextField(null=True)
     credential = ForeignKeyField(CredentialRow, null=True)
+    proxy = TextField(null=True)
+    proxy_sealed = BlobField(null=True)
     priority = IntegerField()
     weight = IntegerField()
     connect_s = DoubleField(null=True)

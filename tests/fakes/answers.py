@@ -229,6 +229,22 @@ class Drip:
 
 
 @dataclass(frozen=True)
+class Endless:
+    """`head`, then `block` again and again until the other side closes, each after a pause."""
+
+    head: bytes
+    block: bytes
+    pause_s: float = 0.0
+
+    def __call__(self, received: Received) -> Iterator[Action]:
+        yield self.head
+        while True:
+            if self.pause_s:
+                yield self.pause_s
+            yield self.block
+
+
+@dataclass(frozen=True)
 class _Cut:
     at: int
     then: Step = field(default_factory=Default)

@@ -58,9 +58,11 @@ class RawClient:
     """One connection to a server, for tests that look at every byte. A context manager; kept between requests as long as the server keeps it.
 
     `ask`, then either `answer`, or `head` and as many `block` as there are. `read_bytes`: how much it takes from the socket at a time.
+    `keeps_body`: whether it remembers what `block` returned, for `rest`, `until` and Broken.
     """
 
     read_bytes = 65_536
+    keeps_body = True
 
     def __init__(self, port: int, key: str = "", timeout_s: float = 20.0) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout_s)
@@ -175,7 +177,8 @@ class RawClient:
             self._fill()
         data = bytes(self._inbox[:limit])
         del self._inbox[:limit]
-        self._body += data
+        if self.keeps_body:
+            self._body += data
         return data
 
     def _fill(self) -> None:
@@ -279,7 +282,7 @@ class RunningGateway:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_", "DATABASE_URL"))}
-        environment |= self.settings_environment() | {"PYTHONPATH": str(ROOT)}
+        environment |= {"PYTHONPATH": str(ROOT)} | self.settings_environment()
         command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.directory, env=environment, stdout=log, stderr=log)

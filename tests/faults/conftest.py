@@ -1,6 +1,6 @@
 """The rows of the table of failures, each against a gateway that really runs, and what was measured beside the row's figure.
 
-Row 50, no plain comparison of secrets, is a scan of the code: tests/test_architecture.py. Row 20 is in tests/integration/test_bad_input.py.
+Row 50, no plain comparison of secrets, is a scan of the code: tests/test_architecture.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from tests.fakes.gateway import RunningGateway
 from tests.fakes.provider import Provider
 from tests.faults.calls import Calls
+from tests.faults.front import Front, running_front
 
 SPARES = 24
 _LINES = pytest.StashKey[list[tuple[int, str]]]()
@@ -42,14 +43,14 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     with RunningGateway(tmp_path_factory.mktemp("gateway")) as gateway:
         yield gateway
         deadline = time.monotonic() + 3  # the gauge is set once a second
-        while _open_exchanges(gateway):
+        while open_exchanges(gateway):
             assert time.monotonic() < deadline, "calls are still open after the last test"
             time.sleep(0.1)
 
 
-def _open_exchanges(gateway: RunningGateway) -> float:
+def open_exchanges(gateway: RunningGateway) -> float:
     text = gateway.get("/metrics", key=None).body.decode()
-    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gateway_open_exchanges"))
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gatewayopen_exchanges"))
 
 
 class Spares:
@@ -88,3 +89,9 @@ def calls(spares: Spares) -> Iterator[Calls]:
     calls = spares.take()
     yield calls
     calls.provider.__exit__()
+
+
+@pytest.fixture(scope="session")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with running_front(tmp_path_factory.mktemp("front")) as front:
+        yield front

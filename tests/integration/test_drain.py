@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.answers import Slow
-from tests.fakes.gateway import RunningGateway
+from tests.fakes.gateway import ROOT, RunningGateway, free_port
 from tests.fakes.provider import Provider
 
 DRAIN_S = 3
@@ -54,7 +56,22 @@ def test_second_server_on_the_same_data_leaves_the_counters_of_the_first_alone(t
         second.start()
         try:
             assert first.post("/v1/chat/completions", ask).status == 200
-            assert b'gateway_exchanges_total{ending="complete",status="200"} 2.0' in first.get("/metrics", key=None).body
+            assert b'ending="complete",endpoint="/chat/completions",status="200"} 2.0' in first.get("/metrics", key=None).body
             assert b"gateway_exchanges_total{" not in second.get("/metrics", key=None).body
         finally:
             second.stop()
+
+
+def test_ctrl_c_while_the_server_starts_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_", "DATABASE_URL"))}
+    environment |= {"GATEWAY_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gateway.cli", "serve"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        while "To stop: Ctrl-C" not in server.stdout.readline():
+            pass
+        server.send_signal(signal.SIGINT)
+        rest = server.stdout.read()
+        assert server.wait(20) == 0
+    assert "Traceback" not in rest
+    assert all(line.startswith("{") for line in rest.splitlines() if line)

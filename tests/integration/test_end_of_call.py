@@ -219,7 +219,7 @@ def test_a_failed_commit_withholds_every_end(stage: Stage) -> None:
     with stage.rival.locked(), ThreadPoolExecutor(4) as pool:
         ends = [pool.submit(end, stage) for end in (_stream_without_end, _long_answer_without_end, _chunked_answer_without_end, _no_whole_answer)]
         exchanges = [end.result() for end in ends]
-    logged = {line["exchange"]: line for line in stage.gateway.log_lines() if line["message"].startswith("entry not committed")}
+    logged = {line["exchange"]: line for line in stage.gateway.log_lines() if line["msg"].startswith("entry not committed")}
     for exchange, used in exchanges:  # a token costs 1 nano-dollar here
         entry = logged[exchange]["entry"]
         assert (entry["exchange"], entry["ending"], entry["model_asked"], entry["deployment"]) == (exchange, "complete", MODEL, MODEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ BAD = {
     "GATEWAY_UNPRICED": ["yes"],
     "GATEWAY_JSON_LIMIT": ["999", "1e6", "20MB"],
     "GATEWAY_UPLOAD_LIMIT": ["0"],
+    "GATEWAY_HEARTBEAT_S": ["-1", "0.001", "inf", "never"],
     "GATEWAY_BODY_S": ["0", "-1", "nan", "inf", "soon", "86401"],
     "GATEWAY_TOTAL_S": ["0.001"],
     "GATEWAY_DRAIN_S": ["1.5"],
@@ -173,3 +175,19 @@ def test_settings_without_an_environment_read_the_process(tmp_path: Path, monkey
     monkeypatch.setenv("GATEWAY_PORT", "9123")
     monkeypatch.chdir(tmp_path)
     assert Settings.load().port == 9123
+
+
+def test_allowed_networks_are_separated_by_commas(tmp_path: Path) -> None:
+    found = Settings.load({"GATEWAY_ALLOW_NETWORKS": "10.0.0.0/8, 192.168.1.5,fd00::/8,"}, tmp_path).allow_networks
+    assert [str(network) for network in found or ()] == ["10.0.0.0/8", "192.168.1.5/32", "fd00::/8"]
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "ollama", "10.0.0.0-10.0.0.9", "10.0.0.0/33", "10.0.0.0/8 192.168.0.0/16"])
+def test_what_is_no_network_is_told(tmp_path: Path, text: str) -> None:
+    (line,) = problems({"GATEWAY_ALLOW_NETWORKS": text}, tmp_path)
+    assert line.startswith("GATEWAY_ALLOW_NETWORKS must be networks such as")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", math.inf), ("0.0", math.inf), ("5", 5.0), ("0.01", 0.01)])
+def test_no_heartbeat_at_all_is_a_setting(tmp_path: Path, text: str, seconds: float) -> None:
+    assert Settings.load({"GATEWAY_HEARTBEAT_S": text}, tmp_path).heartbeat_s == seconds

@@ -96,6 +96,28 @@ def test_identity_is_no_compression(encoding: str) -> None:
     assert receive(b"{}", HTTP_CONTENT_ENCODING=encoding).fields.model is None
 
 
+@pytest.mark.parametrize("coding", ["gzip, chunked", "identity, chunked", "identity", "gzip", ""])
+def test_transfer_coding_other_than_chunked_is_refused(coding: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        receive(b"{}", HTTP_TRANSFER_ENCODING=coding)
+    assert caught.value.code == "transfer_coding_not_served"
+
+
+def test_blocks_of_a_chunked_body_are_small() -> None:
+    """Each may be thousands of chunks, and nobody else has a turn before it is read."""
+    asked: list[int] = []
+
+    class Input(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            asked.append(size or 0)
+            return super().read(size)
+
+    raw = json.dumps({"model": "m", "x": "a" * 200_000}).encode()
+    read_body(environ(raw, chunked=True) | {"wsgi.input": Input(raw)}, "json", "application/json", SETTINGS)
+    assert asked[0] == 4096
+    assert max(asked) == 16_384
+
+
 @pytest.mark.parametrize(
     ("kind", "content_type", "takes"),
     [

@@ -98,7 +98,7 @@ def test_aliased_model_is_renamed_in_a_form_too(served: Served) -> None:
 # what would be kept upstream
 
 
-@pytest.mark.parametrize("store", [True, 1, "true", "on", [True], {}])
+@pytest.mark.parametrize("store", [True, 1, "true", "on", [True], {}, 0, 0.0, ""])
 def test_chat_that_would_be_stored_is_refused(served: Served, store: Any) -> None:
     assert told(served.chat(store=store)) == (400, "store_not_served", "store")
     assert served.backend.calls == []
@@ -133,9 +133,11 @@ def test_response_is_never_stored_upstream(served: Served, raw: bytes, arrives: 
     [
         ("store", True, "store_not_served"),
         ("background", True, "background_not_served"),
+        ("background", 0, "background_not_served"),
         ("conversation", "conv_1", "conversation_not_served"),
         ("conversation", {"id": "conv_1"}, "conversation_not_served"),
         ("previous_response_id", "resp_1", "previous_response_id_not_served"),
+        ("previous_response_id", 0.0, "previous_response_id_not_served"),
         ("prompt", {"id": "pmpt_1"}, "prompt_not_served"),
     ],
 )

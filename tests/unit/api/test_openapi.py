@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from werkzeug.routing import Map, Rule
 
+from gateway.api.openai import ENDPOINTS
+from gateway.api.openapi import document as described
+from gateway.dialects.document import Fields
 from tests.unit.api.served import Served, serving
 
 
@@ -58,6 +62,13 @@ def test_parameters_of_a_path_are_declared(document: dict[str, Any]) -> None:
         assert declared == set(re.findall(r"\{([a-z_]+)\}", path))
 
 
+def test_route_of_which_nothing_is_known_is_no_part_of_a_document() -> None:
+    def view() -> None: ...
+
+    with pytest.raises(KeyError):
+        described(Map([Rule("/v1/new", endpoint="openai.new", methods=["GET"])]), {"openai.new": view})
+
+
 def test_references_lead_somewhere(document: dict[str, Any]) -> None:
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
@@ -69,16 +80,23 @@ def test_references_lead_somewhere(document: dict[str, Any]) -> None:
             for each in value:
                 yield from walk(each)
 
-    references = set(walk(document))
-    assert references == {"#/components/schemas/Error"}
-    assert document["components"]["schemas"]["Error"]["required"] == ["error"]
+    used = set(walk(document))
+    components = document["components"]
+    there = {f"#/components/{kind}/{name}" for kind in ("headers", "links", "responses", "schemas") for name in components[kind]}
+    assert used == there
+
+
+def test_links_lead_to_operations(document: dict[str, Any]) -> None:
+    names = {operation["operationId"] for _, _, operation in operations(document)}
+    assert {link["operationId"] for link in document["components"]["links"].values()} <= names
 
 
 def test_routes_that_ask_for_a_key_say_so(document: dict[str, Any]) -> None:
     for path, _, operation in operations(document):
-        assert ("security" in operation) is path.startswith("/v1"), path
+        assert (operation.get("security") == [{"key": []}]) is path.startswith("/v1"), path
         assert ("401" in operation["responses"]) is path.startswith("/v1"), path
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["paths"]["/metrics"]["get"]["security"] == [{}, {"metrics": []}]
 
 
 @pytest.mark.parametrize(
@@ -93,12 +111,40 @@ def test_bodies_are_described_by_their_kinds(document: dict[str, Any], path: str
     assert set(document["paths"][path]["post"]["requestBody"]["content"]) == kinds
 
 
-def test_statuses_that_a_relayed_endpoint_gives_are_described(document: dict[str, Any]) -> None:
-    statuses = set(document["paths"]["/v1/chat/completions"]["post"]["responses"])
-    assert {"200", "400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504"} <= statuses
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_bodies_must_name_a_model_where_the_api_knows_no_default(document: dict[str, Any], endpoint: Any) -> None:
+    for media in document["paths"]["/v1" + endpoint.path]["post"]["requestBody"]["content"].values():
+        assert ("model" in media["schema"]["required"]) is (endpoint.default_model is None)
+        assert media["schema"]["properties"]["model"].get("default") == endpoint.default_model
+        assert media["schema"]["additionalProperties"] is True
+
+
+def test_every_member_that_the_gateway_reads_is_described(document: dict[str, Any]) -> None:
+    contents = [operation["requestBody"]["content"] for _, _, operation in operations(document) if "requestBody" in operation]
+    members = {name for content in contents for media in content.values() for name in media["schema"]["properties"]}
+    assert members == {*Fields.__struct_fields__, "prompt"}
+
+
+def test_receipt_is_described_as_it_is(served: Served, document: dict[str, Any]) -> None:
+    receipt = served.ask("GET", f"/v1/requests/{served.chat().headers['x-request-id']}").get_json()
+    schema = document["components"]["schemas"]["Receipt"]
+    assert list(schema["properties"]) == list(receipt) == schema["required"]
+    booked = schema["properties"]["booked"]
+    assert list(booked["properties"]) == list(receipt["booked"]) == booked["required"]
+    assert list(booked["properties"]["usage"]["properties"]) == list(receipt["booked"]["usage"])
+    (attempt,) = receipt["attempts"]
+    assert list(schema["properties"]["attempts"]["items"]["properties"]) == list(attempt)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_statuses_that_a_relayed_endpoint_gives_are_described(document: dict[str, Any], endpoint: Any) -> None:
+    statuses = set(document["paths"]["/v1" + endpoint.path]["post"]["responses"])
+    ours = {"400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504"}
+    assert statuses == {"200", *ours, "2XX", "4XX"}
 
 
 def test_what_is_not_served_is_described_as_such(document: dict[str, Any]) -> None:
-    assert set(document["paths"]["/v1/files"]["get"]["responses"]) == {"401", "501"}
-    assert set(document["paths"]["/v1/responses"]["delete"]["responses"]) == {"401", "501"}
+    assert set(document["paths"]["/v1/files"]["get"]["responses"]) == {"401", "500", "501", "503"}
+    assert set(document["paths"]["/v1/files/{rest}"]["get"]["responses"]) == {"401", "404", "500", "501", "503"}
+    assert "501" in document["paths"]["/v1/responses"]["delete"]["responses"]
     assert "200" in document["paths"]["/v1/responses"]["post"]["responses"]

@@ -81,7 +81,8 @@ def test_metrics_are_prometheus_text(served: Served) -> None:
     served.chat()
     answer = served.ask("GET", "/metrics", key=None)
     assert answer.content_type == "text/plain; version=0.0.4; charset=utf-8"
-    assert 'gateway_exchanges_total{ending="complete",status="200"} 1.0' in answer.get_data(as_text=True)
+    counted = 'gateway_exchanges_total{deployment="m-d",ending="complete",endpoint="/chat/completions",status="200"} 1.0'
+    assert counted in answer.get_data(as_text=True)
 
 
 def test_open_routes_ask_for_no_key_and_no_database(served: Served) -> None:

@@ -244,7 +244,7 @@ def test_mistake_of_ours_is_logged_with_its_exchange_and_shown_to_nobody(served:
     with logged() as lines:
         answer = served.chat()
     assert b"details" not in answer.data
-    (line,) = [line for line in lines() if line["message"] == "unexpected ZeroDivisionError"]
+    (line,) = [line for line in lines() if line["msg"] == "unexpected ZeroDivisionError"]
     assert line["exchange"] == answer.headers["x-request-id"]
     assert "the very details" in line["traceback"]
 
@@ -252,7 +252,7 @@ def test_mistake_of_ours_is_logged_with_its_exchange_and_shown_to_nobody(served:
 def test_refusal_before_the_exchange_is_logged_with_the_id_that_the_client_sees(served: Served) -> None:
     with logged() as lines:
         answer = served.post("/v1/chat/completions", b"nonsense")
-    (line,) = [line for line in lines() if line["message"] == "refused"]
+    (line,) = [line for line in lines() if line["msg"] == "refused"]
     assert (line["exchange"], line["status"], line["path"]) == (answer.headers["x-request-id"], 400, "/v1/chat/completions")
 
 
@@ -283,6 +283,13 @@ def test_every_answer_has_an_id_and_every_error_a_shape(served: Served, method: 
     assert ID.fullmatch(answer.headers["x-request-id"])
     if status >= 400:
         assert set(answer.get_json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("odd", ["%0A", "%0D%0A", "%00", "%7F", "%C2%85", "%E2%80%A8", "%FF", "%1B%5B31m"])
+@pytest.mark.parametrize("path", ["/{}", "/v1/models/{}", "/v1/models/a{}b", "/v1/files/a{}b"])
+def test_message_is_one_printable_line_whatever_stands_in_the_path(served: Served, path: str, odd: str) -> None:
+    message = served.ask("GET", path.format(odd)).get_json()["error"]["message"]
+    assert message.isprintable()
 
 
 def test_method_that_is_not_taken_is_answered_with_those_that_are(served: Served) -> None:

@@ -22,6 +22,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 def test_route_of_a_key_is_refused_without_one(served: Served, path: str, shown: str | None) -> None:
     answer = served.ask("GET", path, key=shown)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (401, "invalid_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"  # RFC 9110, section 15.5.2: a 401 must say how to authenticate
 
 
 def test_key_is_judged_before_a_byte_of_the_body_is_read(served: Served) -> None:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from backends.http import Response, Transport
-from gateway.backend import Body, Cancellation, Deadlines, Headers
+from gateway.backend import Body, Cancellation, Deadlines, Headers, Proxy
 from gateway.errors import Cancelled, GatewayError
 from tests.fakes.provider import Provider
 
@@ -44,6 +44,7 @@ class Client:
         total_s: float = 10.0,
         cancel: Cancellation | None = None,
         root: str | None = None,
+        proxy: Proxy | None = None,
     ) -> Response:
         return self.transport.send(
             method,
@@ -53,6 +54,7 @@ class Client:
             deadlines=deadlines,
             deadline=time.monotonic() + total_s,
             cancel=cancel or Cancellation(),
+            proxy=proxy,
         )
 
     def whole(self, path: str = "/v1/models", body: Body | bytes = b"{}", **options: object) -> bytes:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.fakes.answers import Delay, End, RawBytes, Silent
+from tests.fakes.answers import BeforeBody, Delay, End, RawBytes, Silent
 from tests.fakes.provider import Provider
 from tests.unit.backends.conftest import Authority, Client
 
@@ -24,8 +24,8 @@ from gateway.backend import Body, Cancellation, Deadlines
 from gateway.errors import Cancelled, UpstreamTimeout, UpstreamUnreachable
 import ssl
 root, tls_root, certificate, black_hole = sys.argv[1:]
-transport = Transport(ssl_context=ssl.create_default_context(cafile=certificate))
-out = {}
+transport = Transport(ssl_context=ssl.create_default_context(cafile=certificate), tick_s=0.2)
+out, counted = {}, []
 
 def send(path, base=root, body=b'{"stream": true}', cancel=None, total_s=20, **deadlines):
     until, cancel = time.monotonic() + total_s, cancel or Cancellation()
@@ -63,6 +63,10 @@ out["first_byte"] = kind(lambda: send("/silent", first_byte_s=0.2))
 out["idle"] = kind(lambda: whole("/stall", idle_s=0.2))
 out["total"] = kind(lambda: whole("/stall", total_s=0.3))
 out["connect"] = kind(lambda: send("/x", base=black_hole, connect_s=0.3))
+out["ticks"] = kind(lambda: counted.extend(send("/stall", idle_s=0.5).chunks)) + str(counted.count(b""))
+begun = time.monotonic()
+out["early"] = [send("/early", base=base, body=b"x" * 30_000_000, idle_s=20).status for base in (root, tls_root)]
+out["noticed"] = time.monotonic() - begun < 5
 out["cancel_head"] = cancelled(lambda cancel: send("/silent", cancel=cancel))
 out["cancel_body"] = cancelled(lambda cancel: whole("/stall", cancel=cancel))
 out["cancel_tls"] = cancelled(lambda cancel: whole("/stall", base=tls_root, cancel=cancel))
@@ -77,6 +81,7 @@ def test_transport_works_with_greenlets(provider: Provider, secure: tuple[Provid
         each.always("/slow", Delay(0.5))
         each.always("/silent", Silent())
         each.always("/stall", RawBytes(HELLO[:-1], End.HOLD))
+        each.always("/early", BeforeBody(RawBytes(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n", End.HOLD)))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", GREENLETS, provider.root, secure[0].root, str(authority.file), black_hole],
         cwd=ROOT,
@@ -97,6 +102,9 @@ def test_transport_works_with_greenlets(provider: Provider, secure: tuple[Provid
         "idle": "UpstreamTimeoutidle",
         "total": "UpstreamTimeouttotal",
         "connect": "UpstreamUnreachable",
+        "ticks": "UpstreamTimeoutidle2",
+        "early": [413, 413],
+        "noticed": True,
         "cancel_head": ["Cancelled", True],
         "cancel_body": ["Cancelled", True],
         "cancel_tls": ["Cancelled", True],

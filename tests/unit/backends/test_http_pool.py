@@ -33,8 +33,9 @@ HELLO = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 )
 def test_origin_knows_where_to_connect_and_what_host_to_name(base: str, parts: tuple[bool, str, int, str]) -> None:
     origin = Origin(base, time.monotonic)
-    assert (origin.tls, origin.host, origin.port, origin.fixed.split("\r\n")[0]) == (*parts[:3], f"host: {parts[3]}")
-    assert bool(origin.addresses) == (":" in origin.host)
+    upstream = origin.route.upstream
+    assert (origin.tls, upstream.host, upstream.port, origin.fixed.split("\r\n")[0]) == (*parts[:3], f"host: {parts[3]}")
+    assert bool(upstream.literal) == (":" in upstream.host)
 
 
 class Clock:
@@ -116,7 +117,7 @@ def test_connection_that_was_idle_too_long_is_not_used_again(provider: Provider)
 
 def test_idle_connections_are_bounded(provider: Provider, client: Client) -> None:
     count = MAX_IDLE + 6
-    provider.script(PATH, *[Delay(0.3, Answer(blocks=(b"x",)))] * count)
+    provider.script(PATH, *[Delay(1.0, Answer(blocks=(b"x",)))] * count)
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(lambda _: client.whole(PATH), range(count)))
     provider.wait_open(MAX_IDLE)

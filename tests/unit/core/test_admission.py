@@ -13,7 +13,14 @@ def test_prices_are_agreed_when_the_call_begins() -> None:
     assert reservation.prices == {"a": dear, "b": None}
 
 
-def test_draining_worker_admits_nobody_and_says_when_to_come_back() -> None:
+def test_draining_worker_says_so_and_still_admits() -> None:
+    admission = Admission()
+    admission.drain()
+    assert admission.draining
+    admission.admit(exchange(), [candidate()])
+
+
+def test_stopped_worker_admits_nobody_and_says_when_to_come_back() -> None:
     admission = Admission()
     admission.stop()
     with pytest.raises(Draining) as caught:

@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.backend import Deadlines, Secret, Services
+from gateway.backend import Deadlines, Proxy, Secret, Services, Target
 from gateway.core.catalog import Backends, Catalog, Deployment, EnvironmentDeployment, Snapshot
-from gateway.errors import PluginError
+from gateway.errors import PluginError, StoreUnavailable
 from gateway.secrets import Vault
 from gateway.store import catalog as rows
 from gateway.store import pools
@@ -300,6 +301,27 @@ def test_database_that_does_not_answer_leaves_the_last_snapshot_in_force(stage: 
     assert "the catalog was not refreshed" in caplog.text
 
 
+def test_failure_that_lasts_is_told_at_once_then_once_a_minute_and_its_end_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    now, away = 1000.0, True
+
+    def read(work: Any) -> Any:
+        if away:
+            raise StoreUnavailable("The database did not answer.")
+        return stage.database.read(work)
+
+    database: Any = SimpleNamespace(read=read)
+    catalog = Catalog(database, stage.vault, stage.backends, DEFAULTS, None, lambda *secrets: None, lambda: now)
+    with caplog.at_level(logging.INFO):
+        for second in range(0, 121, 20):
+            now = 1000.0 + second
+            catalog.refresh()
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+        away = False
+        catalog.refresh()
+        catalog.refresh()
+    assert [record.getMessage() for record in caplog.records][3:] == ["the catalog is refreshed again"]
+
+
 # backends
 
 
@@ -327,3 +349,27 @@ def test_every_backend_is_closed_once_even_where_another_fails_to(stage: Stage, 
     assert isinstance(good, Scripted)
     assert (stuck.closed, good.closed) == (1, 1)
     assert "did not close" in caplog.text
+
+
+# proxies
+
+
+def test_proxy_is_unsealed_and_its_password_is_learned(stage: Stage) -> None:
+    url = "socks5h://user:proxy-password@p.example:1080"
+    row = stage.deploy("d")
+    sealed = stage.vault.seal(url, rows.proxy_place(row.id))
+    stage.database.write(lambda: rows.set_deployment(row.id, proxy="socks5h://user@p.example:1080", proxy_sealed=sealed))
+    (made,) = stage.loaded().find("m")
+    assert made.proxy == Proxy.parse(url)
+    assert made.target("u") == Target(made.base_url, "u", made.secret, made.deadlines, made.proxy)
+    assert "proxy-password" in stage.learned
+    assert "proxy-password" not in repr(made) + repr(made.target("u"))
+
+
+@pytest.mark.parametrize(("url", "place"), [("http://p:1", "deployment:7:proxy_sealed"), ("gopher://p:1", "deployment:1:proxy_sealed")])
+def test_proxy_that_cannot_be_read_puts_its_deployment_out_of_use(stage: Stage, url: str, place: str) -> None:
+    """Never is such an upstream called without its proxy."""
+    row = stage.deploy("d")
+    stage.database.write(lambda: rows.set_deployment(row.id, proxy="shown", proxy_sealed=stage.vault.seal(url, place)))
+    (made,) = stage.loaded().find("m")
+    assert made.problem

@@ -166,7 +166,7 @@ def test_tokens_and_amounts_are_counted(stage: Bookkeeping) -> None:
     stage.ledger.settle(stage.answered(price(rate=1000)), Ending.COMPLETE, USED)
     assert stage.count("gateway_tokens_total", bucket="cache_read") == 20
     assert stage.count("gateway_tokens_total", bucket="output_text") == 30
-    assert stage.count("gateway_amount_nano_usd_total") == 60
+    assert stage.count("gateway_amount_usd_total", deployment="d") == 60e-9
     assert stage.count("gateway_exchanges_total", ending="complete", status="200") == 1
 
 

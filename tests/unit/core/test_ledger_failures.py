@@ -57,7 +57,7 @@ def test_failed_commit_is_counted_releases_and_is_not_tried_again(stage: Bookkee
     failing.settle(made, Ending.CLIENT_GONE, NOTHING)
     assert made.released is None
     assert stage.count("gateway_settle_failures_total") == 1
-    assert stage.count("gateway_amount_nano_usd_total") == 0
+    assert stage.count("gateway_amount_usd_total") == 0
 
 
 def test_amount_that_is_not_booked_is_shown_nowhere(stage: Bookkeeping, caplog: pytest.LogCaptureFixture) -> None:

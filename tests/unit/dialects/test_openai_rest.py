@@ -35,6 +35,13 @@ def test_terminal_event_is_told_by_its_name_alone(kind: str) -> None:
     assert REST.terminal_candidate.search(raw)
 
 
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("named", [False, True])
+def test_only_one_type_of_terminal_event_says_that_the_answer_failed(kind: str, named: bool) -> None:
+    event = sse.parse(sse.encode(json.dumps({"type": kind}).encode(), kind if named else ""))
+    assert REST.is_failure(event) is (kind == "response.failed")
+
+
 def test_done_is_terminal() -> None:
     assert is_terminal(b"data: [DONE]\n\n")
     assert REST.terminal_candidate.search(b"data: [DONE]\n\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from gateway.operations import catalog
 from gateway.operations.catalog import Wishes, checked_base_url
 from gateway.operations.credentials import create_credential
 from gateway.secrets import Secrets
+from gateway.settings import Settings
 from gateway.store import catalog as store_catalog
 from gateway.store.database import Conflict, Database
 from tests.unit.operations.times import AT
@@ -159,3 +161,37 @@ def test_a_base_url_with_anything_else_in_it_is_refused_and_not_repeated(url: st
     with pytest.raises(BadRequest) as refused:
         checked_base_url(url)
     assert "pw" not in str(refused.value)
+
+
+# proxies
+
+PROXY = "socks5h://user:proxy-password@p.example:1080"
+SHOWN = "socks5h://user@p.example:1080"
+
+
+def test_a_proxy_is_shown_without_its_password_and_kept_sealed(database: Database, secrets: Secrets, settings: Settings) -> None:
+    placed = catalog.create_deployment(database, "d", "m", "echo", AT, Wishes(proxy=Secret(PROXY)), secrets.vault)
+    row = placed.deployment
+    assert row.proxy == SHOWN
+    assert row.proxy_sealed is not None
+    assert secrets.vault.open(row.proxy_sealed, store_catalog.proxy_place(row.id)) == PROXY
+    assert catalog.list_deployments(database) == [dataclasses.replace(placed, notes=())]
+    assert "proxy-password" not in repr(placed)
+    assert not [path for path in settings.data_dir.rglob("*") if path.is_file() and b"proxy-password" in path.read_bytes()]
+
+
+def test_a_proxy_is_set_kept_and_taken_away(database: Database, secrets: Secrets) -> None:
+    catalog.create_deployment(database, "d", "m", "echo", AT, Wishes())
+    assert catalog.set_deployment(database, "d", Wishes(proxy=Secret(PROXY)), secrets.vault).deployment.proxy == SHOWN
+    kept = catalog.set_deployment(database, "d", Wishes(weight=2)).deployment
+    assert (kept.proxy, kept.weight) == (SHOWN, 2)
+    gone = catalog.set_deployment(database, "d", Wishes(proxy=Secret(""))).deployment
+    assert (gone.proxy, gone.proxy_sealed) == (None, None)
+
+
+def test_what_is_no_proxy_is_refused_and_not_repeated(database: Database, secrets: Secrets) -> None:
+    wishes = Wishes(proxy=Secret("ftp://user:proxy-password@p:1"))
+    with pytest.raises(BadRequest) as refused:
+        catalog.create_deployment(database, "d", "m", "echo", AT, wishes, secrets.vault)
+    assert "proxy-password" not in str(refused.value) + repr(wishes)
+    assert catalog.list_deployments(database) == []

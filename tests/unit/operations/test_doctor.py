@@ -7,17 +7,23 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.backend import Secret
+from gateway.dialects.events import Usage
 from gateway.operations import doctor, server
 from gateway.operations.catalog import Wishes, create_deployment
 from gateway.operations.credentials import create_credential
 from gateway.operations.doctor import Verdict
 from gateway.secrets import Secrets
 from gateway.settings import Settings
-from gateway.store.database import Database
+from gateway.store import ledger
+from gateway.store.database import Batched, Database
+from gateway.store.exchanges import ExchangeRow
+from gateway.store.ledger import Entry
+from gateway.store.server import ServerFacts
 from tests.fakes.gateway import free_port
 from tests.unit.operations.times import AT
 
@@ -148,3 +154,37 @@ def test_a_database_that_cannot_be_opened_is_a_problem(here: Settings, installed
     (tmp_path / "directory.db").mkdir()
     broken = dataclasses.replace(here, database_url=f"sqlite://{tmp_path}/directory.db")
     assert "directory.db" in found(broken, Verdict.PROBLEM)["database"]
+
+
+FACTS = ServerFacts(version=150_004, at=AT, connections_left=90, durable=True, may_write=True, may_migrate=True)
+
+
+@pytest.mark.parametrize(
+    ("fact", "verdict", "says"),
+    [
+        ({}, Verdict.OK, "PostgreSQL 15"),
+        ({"version": 110_000}, Verdict.PROBLEM, "too old"),
+        ({"may_write": False}, Verdict.PROBLEM, "may not write"),
+        ({"may_migrate": False}, Verdict.WARNING, "gateway migrate"),
+        ({"durable": False}, Verdict.PROBLEM, "synchronous_commit"),
+        ({"connections_left": 5}, Verdict.WARNING, "max_connections"),
+        ({"at": AT - 7_000}, Verdict.WARNING, "7 s apart"),
+    ],
+)
+def test_what_a_database_server_says_is_judged(fact: dict[str, Any], verdict: Verdict, says: str) -> None:
+    findings = list(doctor._server(dataclasses.replace(FACTS, **fact), AT, workers=2))
+    assert any(finding.verdict is verdict and says in finding.text for finding in findings)
+
+
+def test_an_entry_of_the_future_is_a_problem_with_the_clock(here: Settings, installed: tuple[Database, Secrets]) -> None:
+    entry = Entry("x", "usage", 1, 1, 1, 0, 0, Usage(), "complete", "none", "m", "m", "d", 1, AT + 3_600_000, price=1)
+    installed[0].write(Batched(ledger.record, (entry, ExchangeRow("x", "o", 1, 1, "m", 200, "complete", "{}", AT))))
+    assert "60 minutes ahead" in found(here, Verdict.PROBLEM)["clock"]
+
+
+def test_a_setting_with_a_letter_wrong_is_a_warning(here: Settings, tmp_path: Path) -> None:
+    environment = {"WEB_CONCURENCY": "2", "DATABSE_URL": "x", "GATWAY_PORT": "1", "OPENAI_API_KEYS": "x", "OPENAI_API_KEY_2": "x", "HOME": "/", "PORT": "80"}
+    warnings = Settings.load(environment, tmp_path).warnings
+    assert [warning.split()[0] for warning in warnings] == ["WEB_CONCURENCY", "DATABSE_URL", "GATWAY_PORT", "OPENAI_API_KEYS"]
+    assert "did you mean DATABASE_URL?" in warnings[1]
+    assert found(dataclasses.replace(here, warnings=warnings), Verdict.WARNING)["settings"] == warnings[-1]

@@ -34,6 +34,8 @@ def test_a_deployment_has_defaults_and_every_field_can_be_set(database: Database
         "include_usage": False,
         "options": {"a": [1, {"b": None}]},
         "enabled": False,
+        "proxy": "http://p:1",
+        "proxy_sealed": b"sealed",
     }
     assert set(fields) == set(catalog.DeploymentFields.__annotations__)
     changed = database.write(lambda: catalog.set_deployment(made.id, **fields))

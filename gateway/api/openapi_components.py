@@ -1,0 +1,297 @@
+"""What openapi.py puts together: the headers, schemas and answers that the routes share, and what is known of each route beyond its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from gateway.core.exchange import Ending
+from gateway.dialects.events import BUCKETS
+
+DESCRIPTION = """OpenAI's API over deployments of the operator's choice.
+
+What is described of a request's body is what the gateway itself reads; every other member reaches the upstream as it is, and the upstream judges it.
+An answer of the upstream's is relayed as it came: its media types are those that OpenAI documents.
+
+A JSON body is read as UTF-8, whatever type and charset its Content-Type names, unless that is multipart/form-data.
+
+Every error of the gateway's own has the schema `Error`. An unknown path is answered with 404, a method that a path does not take with 405 and `Allow`.
+HEAD is answered wherever GET is."""
+
+EXCHANGE_ID = "^[0-9A-HJKMNP-TV-Z]{26}$"
+_MODEL_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
+_FIELD_NAME_PATTERN = r'^[^\u0000-\u001f\u007f-\u009f\u2028\u2029"\\]+$'
+
+
+def _header(description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "required": required, "schema": {"type": "string", **schema}}
+
+
+HEADERS: Mapping[str, Any] = {
+    "RequestId": _header("The id of the exchange. What was relayed is found under /v1/requests/{exchange_id}.", required=True, pattern=EXCHANGE_ID),
+    "ServerTiming": _header(
+        "Milliseconds within the gateway, at upstreams, and until the answer began.",
+        required=True,
+        pattern=r"^gateway;dur=\d+\.\d(, upstream;dur=\d+\.\d(, first_byte;dur=\d+\.\d)?)?$",
+    ),
+    "Receipt": _header(
+        "Which deployments were tried, with what outcome, and which were left out for what reason.",
+        required=True,
+        pattern='^attempts="[^"]*"(; excluded="[^"]*")?$',
+    ),
+    "CostUsd": _header("What was booked, in USD, where that is known before the answer begins.", pattern=r"^\d+\.\d{9}$"),
+    "UpstreamRequestId": _header("The upstream's own x-request-id."),
+    "RetryAfter": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
+    "RetryAfterAlways": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}},
+    "RetryAfterRelayed": _header("The upstream's, as it came."),
+    "Authenticate": _header("How to authenticate.", required=True, enum=["Bearer"]),
+    "ShouldRetry": _header("Tells OpenAI's SDKs that another attempt would fail as well.", required=True, enum=["false"]),
+}
+_ANY_ANSWER: Mapping[str, str] = {"x-request-id": "RequestId", "server-timing": "ServerTiming", "x-gateway-receipt": "Receipt"}
+_RELAYED_ANSWER: Mapping[str, str] = {**_ANY_ANSWER, "x-gateway-cost-usd": "CostUsd", "x-upstream-request-id": "UpstreamRequestId"}
+
+
+def reference(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def answer(description: str, content: Mapping[str, Any], headers: Mapping[str, str] = _ANY_ANSWER) -> dict[str, Any]:
+    """A Response Object; `headers` maps a header's name to its component."""
+    return {
+        "description": description,
+        "headers": {name: reference("headers", component) for name, component in headers.items()},
+        "content": {kind: dict(media) for kind, media in content.items()},
+    }
+
+
+def json_of(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": reference("schemas", schema)}}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error of the gateway's own. `relayed`: an upstream's refusal may reach the client under this status as well;
+    `alone`: routes that ask no upstream answer it too."""
+
+    name: str
+    text: str
+    relayed: bool = False
+    alone: bool = True
+
+
+REFUSALS: Mapping[str, Refusal] = {
+    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True, alone=False),
+    "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
+    "403": Refusal("PermissionDenied", "The key may not use the model, or the caller may not see this."),
+    "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
+    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True, alone=False),
+    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True, alone=False),
+    "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
+    "500": Refusal("Failed", "The gateway failed."),
+    "501": Refusal("NotServed", "Not served: it keeps objects upstream."),
+    "502": Refusal("UpstreamFailed", "The upstream failed, or refused the gateway's credential."),
+    "503": Refusal("Unavailable", "Nothing is available to answer now."),
+    "504": Refusal("UpstreamTimeout", "The upstream did not answer in time."),
+}
+_ADDED: Mapping[str, Mapping[str, str]] = {
+    "401": {"www-authenticate": "Authenticate"},
+    "429": {"retry-after": "RetryAfterAlways"},
+    "500": {"x-should-retry": "ShouldRetry"},
+    "501": {"x-should-retry": "ShouldRetry"},
+    "503": {"retry-after": "RetryAfter"},
+}
+
+
+def refusal(status: str, *, relays: bool = False) -> dict[str, str]:
+    """A reference to the answer with this status, where an upstream is asked (`relays`) or not."""
+    named = REFUSALS[status].name
+    return reference("responses", f"{named}OrRelayed" if relays and REFUSALS[status].relayed else named)
+
+
+_AS_IT_CAME: Mapping[str, Any] = {"*/*": {}}
+
+
+def responses() -> dict[str, Any]:
+    """The components that `refusal` refers to, and what an upstream may answer besides."""
+    made: dict[str, Any] = {}
+    for status, known in REFUSALS.items():
+        headers = {name: component for name, component in _RELAYED_ANSWER.items() if status != "401" or name in ("x-request-id", "x-gateway-receipt")}
+        headers |= _ADDED.get(status, {})
+        if known.alone:
+            made[known.name] = answer(known.text, json_of("Error"), headers)
+        if known.relayed:
+            headers["retry-after"] = "RetryAfterRelayed"
+            text = f"{known.text} Or the upstream's own refusal with this status, as it came."
+            made[f"{known.name}OrRelayed"] = answer(text, {**json_of("ErrorOrRelayed"), **_AS_IT_CAME}, headers)
+    headers = {**_RELAYED_ANSWER, "retry-after": "RetryAfterRelayed"}
+    made["RelayedRefusal"] = answer("The upstream's own refusal of the request, as it came. Never a 401, 402, 403 or 429.", _AS_IT_CAME, headers)
+    made["RelayedSuccess"] = answer("Another success of the upstream's, as it came.", _AS_IT_CAME, _RELAYED_ANSWER)
+    return made
+
+
+def relayed(content: Mapping[str, Any]) -> dict[str, Any]:
+    return answer("The upstream's answer, as it came.", content, _RELAYED_ANSWER) | {"links": {"receipt": reference("links", "Receipt")}}
+
+
+LINKS: Mapping[str, Any] = {
+    "Receipt": {
+        "operationId": "openai_request_get",
+        "parameters": {"exchange_id": "$response.header.x-request-id"},
+        "description": "What became of this call, and what was booked for it.",
+    }
+}
+
+
+def _object(properties: Mapping[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    return {"type": "object", "required": [name for name in properties if name not in optional], "properties": dict(properties), **more}
+
+
+_TEXT = MappingProxyType({"type": "string"})
+_COUNT = MappingProxyType({"type": "integer", "minimum": 0})
+
+
+def schemas() -> dict[str, Any]:
+    text, count = dict(_TEXT), dict(_COUNT)
+    maybe_text, maybe_count = {"type": ["string", "null"]}, {"type": ["integer", "null"], "minimum": 0}
+    kinds = {"type": "string", "enum": ["invalid_request_error", "permission_error", "rate_limit_error", "server_error"]}
+    error = _object({"message": {"type": "string", "minLength": 1}, "type": kinds, "param": maybe_text, "code": text}, additionalProperties=False)
+    model = _object({"id": text, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": text})
+    excluded = _object({"deployment": text, "reason": text})
+    attempt = _object({"deployment": text, "credential": maybe_text, "model": text, "outcome": text, "status": maybe_count, "ms": maybe_count})
+    booked = {
+        "amount_nano_usd": {"type": "integer"},
+        "usage": {"type": "object", "description": "Tokens by bucket.", "properties": dict.fromkeys(BUCKETS, count)},
+        "usage_source": text,
+        "flags": {"type": "array", "items": text},
+        "rates_pico_usd": {"type": "object", "description": "The price of a token of each bucket.", "additionalProperties": {"type": "integer"}},
+        "model_served": text,
+    }
+    receipt = {
+        "id": {"type": "string", "pattern": EXCHANGE_ID},
+        "at": {"type": "integer", "description": "Milliseconds since 1970."},
+        "endpoint": text,
+        "model": text,
+        "stream": {"type": "boolean"},
+        "candidates": {"type": "array", "items": text},
+        "excluded": {"type": "array", "items": excluded},
+        "attempts": {"type": "array", "items": attempt},
+        "status": maybe_count,
+        "ending": {"enum": [*map(str, Ending), None]},
+        "error": maybe_text,
+        "first_byte_ms": maybe_count,
+        "total_ms": maybe_count,
+        "client_request_id": maybe_text,
+        "booked": {**_object(booked), "type": ["object", "null"]},
+    }
+    return {
+        "Error": _object({"error": error}, additionalProperties=False),
+        "ErrorOrRelayed": {"anyOf": [reference("schemas", "Error"), {"description": "The upstream's, as it came."}]},
+        "Model": model,
+        "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": reference("schemas", "Model")}}),
+        "Receipt": _object(receipt),
+        "Alive": _object({"status": {"const": "alive"}}),
+        "Readiness": _object({"status": {"enum": ["ready", "not ready"]}, "generation": {"type": "integer"}, "checks": {"additionalProperties": text}}),
+    }
+
+
+# what is known of each route
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 500 and 503, which every key's route has."""
+
+    summary: str
+    content: Mapping[str, Any]
+    errors: tuple[str, ...] = ()
+
+
+OWN: Mapping[str, Own] = {
+    "openai.models": Own("List the models that the key may use.", json_of("Models")),
+    "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
+    "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
+    "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
+    "system.readyz": Own("Whether it can serve: database, migrations, catalog. 503 where it cannot.", json_of("Readiness")),
+    "system.metrics_text": Own(
+        "Prometheus metrics. Answers the local host, or the bearer of GATEWAY_METRICS_TOKEN.", {"text/plain": {"schema": dict(_TEXT)}}, ("403",)
+    ),
+    "system.openapi": Own("This document.", {"application/json": {"schema": {"type": "object"}}}),
+}
+
+PARAMETERS: Mapping[str, Any] = {
+    "model": {"description": "A model's name. A slash in it may stand as it is.", "example": "gpt-4o", "schema": {"type": "string", "minLength": 1}},
+    "exchange_id": {"description": "The x-request-id of an answer.", "schema": {"type": "string", "pattern": EXCHANGE_ID}},
+    "rest": {"description": "Whatever follows.", "schema": {"type": "string", "minLength": 1}},
+}
+
+_JSON: Mapping[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+_EVENTS: Mapping[str, Any] = {"text/event-stream": {}}
+_PLAIN: Mapping[str, Any] = {"text/plain": {"schema": dict(_TEXT)}}
+
+ANSWERS: Mapping[str, Mapping[str, Any]] = {
+    "/chat/completions": {**_JSON, **_EVENTS},
+    "/completions": {**_JSON, **_EVENTS},
+    "/embeddings": _JSON,
+    "/responses": {**_JSON, **_EVENTS},
+    "/moderations": _JSON,
+    "/images/generations": {**_JSON, **_EVENTS},
+    "/images/edits": {**_JSON, **_EVENTS},
+    "/images/variations": _JSON,
+    "/audio/speech": {"audio/*": {}, "application/octet-stream": {}, **_EVENTS},
+    "/audio/transcriptions": {**_JSON, **_PLAIN, **_EVENTS},
+    "/audio/translations": {**_JSON, **_PLAIN},
+}
+"""The content of a relayed endpoint's 200, by its path below the family's prefix."""
+
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "/chat/completions": {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]},
+    "/completions": {"model": "gpt-3.5-turbo-instruct", "prompt": "Hello"},
+    "/embeddings": {"model": "text-embedding-3-small", "input": "Hello"},
+    "/responses": {"model": "gpt-4o", "input": "Hello"},
+    "/moderations": {"input": "Hello"},
+    "/images/generations": {"model": "gpt-image-1", "prompt": "A lighthouse"},
+    "/images/edits": {"model": "gpt-image-1", "prompt": "At night", "images": [{"image_url": "https://example.com/lighthouse.png"}]},
+    "/audio/speech": {"model": "tts-1", "voice": "alloy", "input": "Hello"},
+}
+"""JSON bodies of relayed endpoints, by path."""
+
+_NOT_CHECKED: Mapping[str, Any] = {"description": "Read, but judged by the upstream."}
+_NOT_KEPT: Mapping[str, Any] = {"enum": [False, None], "description": "Nothing is kept upstream: any other value is refused."}
+_MEMBERS: Mapping[str, Mapping[str, Any]] = {
+    "/chat/completions": {"store": _NOT_KEPT, "n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED, "max_completion_tokens": _NOT_CHECKED},
+    "/completions": {"n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED},
+    "/responses": {
+        "store": {"not": {"const": True}, "description": "The upstream is told false, whatever stands here; true is refused."},
+        "background": _NOT_KEPT,
+        "conversation": _NOT_KEPT,
+        "previous_response_id": _NOT_KEPT,
+        "prompt": {"type": "null", "description": "A stored prompt is kept upstream, and refused."},
+        "max_output_tokens": _NOT_CHECKED,
+    },
+}
+
+
+def json_body(path: str, default_model: str | None) -> dict[str, Any]:
+    """The schema of a relayed endpoint's JSON body: the members that the gateway reads."""
+    members = {
+        "model": _model(default_model, nullable=default_model is not None),
+        "stream": {"type": ["boolean", "null"], "description": "Whether the answer comes as server-sent events."},
+        "stream_options": {"type": ["object", "null"]},
+        **{name: dict(schema) for name, schema in _MEMBERS.get(path, {}).items()},
+    }
+    return _object(members, tuple(name for name in members if name != "model" or default_model), additionalProperties=True)
+
+
+def form_body(default_model: str | None) -> dict[str, Any]:
+    """The schema of a multipart body: the fields that the gateway reads, and what it asks of every field's name."""
+    fields = {"model": _model(default_model, nullable=False), "stream": {"type": "boolean"}}
+    optional = ("stream",) if default_model is None else ("model", "stream")
+    return _object(fields, optional, propertyNames={"pattern": _FIELD_NAME_PATTERN}, maxProperties=200, additionalProperties=True)
+
+
+def _model(default: str | None, *, nullable: bool) -> dict[str, Any]:
+    kinds = ["string", "null"] if nullable else "string"
+    schema = {"type": kinds, "minLength": 1, "maxLength": 256, "pattern": _MODEL_PATTERN, "description": "One of GET /v1/models."}
+    return schema if default is None else schema | {"default": default}
