@@ -12,8 +12,10 @@ import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -115,12 +117,7 @@ class JsonFormatter(logging.Formatter):
         self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "msg": _message(record),
-        }
+        line: dict[str, Any] = {"ts": _stamp(record.created), "level": record.levelname.lower(), "logger": record.name, "msg": _message(record)}
         extra = record.__dict__
         if exchange := extra.get("exchange"):
             line["exchange"] = exchange
@@ -131,6 +128,31 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = record.stack_info
         return self._redactor(_line(line))
+
+    def call(self, logger: str, exchange: str, fields: Mapping[str, Any]) -> str:
+        """The line of a call: what `format` makes of its record."""
+        return self._redactor(_line({"ts": _stamp(time.time()), "level": "info", "logger": logger, "msg": "exchange", "exchange": exchange, **fields}))
+
+
+def call_ended(log: logging.Logger, exchange: str, fields: Mapping[str, Any]) -> None:
+    """Write the one line of a call. Straight to the handler where it is ours alone: a record, which nobody sees, costs as much as the line."""
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and isinstance(handler := handlers[0], LineHandler) and isinstance(handler.formatter, JsonFormatter):
+        if log.isEnabledFor(logging.INFO):
+            handler.call(handler.formatter, log.name, exchange, fields)
+    else:
+        log.info("exchange", extra={"exchange": exchange, "fields": fields})
+
+
+def _stamp(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -160,10 +182,18 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self.stream.write(self.format(record) + "\n")
             self.stream.flush()
         except Exception as error:  # a full disk, a closed pipe: nothing is left to tell it to but the same stream
-            self._give_up(record, error)
+            self._give_up(record.name, error)
 
-    def _give_up(self, record: logging.LogRecord, error: Exception) -> None:
-        told = {"level": "error", "logger": __name__, "msg": "a record could not be written", "error": type(error).__name__, "of": _text(record.name)}
+    def call(self, formatter: JsonFormatter, logger: str, exchange: str, fields: Mapping[str, Any]) -> None:
+        """What `emit` does, for the line of a call."""
+        try:
+            self.stream.write(formatter.call(logger, exchange, fields) + "\n")
+            self.stream.flush()
+        except Exception as error:  # as above
+            self._give_up(logger, error)
+
+    def _give_up(self, logger: str, error: Exception) -> None:
+        told = {"level": "error", "logger": __name__, "msg": "a record could not be written", "error": type(error).__name__, "of": _text(logger)}
         try:
             self.stream.write(_line(told) + "\n")
         except (OSError, ValueError):

@@ -13,27 +13,27 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from gunicorn.http import errors, get_parser  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import base_environ  # type: ignore[import-untyped]
-from gunicorn.util import is_hoppish, unquote_to_wsgi_str  # type: ignore[import-untyped]
+from gunicorn.util import hop_headers  # type: ignore[import-untyped]
 
 from gateway.api.body import linger
 from gateway.api.replies import of_error
 from gateway.concurrency import every
 from gateway.drain import DrainingWorker
 from gateway.errors import GatewayError
+from gateway.request import Asked, parsed, plain
 
 SEND_S = 60.0
 """How long a client may take nothing of what it is sent, unless gunicorn.conf.py says otherwise."""
-STEP_BYTES = 65_536
+STEP_BYTES = RECEIVE_BYTES = 65_536
 SWEEP_S = 0.25
 IN_A_ROW, PAUSE_S = 32, 0.0005
 """After so many requests a connection lets others have their turn: while its next one waits to be read, no read waits."""
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(?::[0-9]{0,5})?")
-_ABSOLUTE = re.compile(r"https?://", re.IGNORECASE)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ \x21-\x7e]*")
@@ -52,14 +52,14 @@ _BAD_REQUEST = (400, "Bad Request", "The request is not HTTP as it should be.")
 class Response:
     """One answer on its way out. `start_response` is the application's; raises ValueError for a header that cannot be sent."""
 
-    __slots__ = ("_body_allowed", "_chunked", "_head", "_left", "_request", "_send_s", "_sock", "must_close", "sent")
+    __slots__ = ("_asked", "_body_allowed", "_chunked", "_head", "_left", "_send_s", "_sock", "must_close", "sent")
 
-    def __init__(self, request: Any, sock: socket.socket, send_s: float = SEND_S) -> None:
-        self._request, self._sock, self._send_s = request, sock, send_s
+    def __init__(self, asked: Asked, sock: socket.socket, send_s: float = SEND_S) -> None:
+        self._asked, self._sock, self._send_s = asked, sock, send_s
         self._head: bytes | None = None
         self._chunked, self._body_allowed = False, True
         self._left: int | None = None
-        self.must_close = request.should_close()
+        self.must_close = asked.closes
         self.sent = False
 
     def force_close(self) -> None:
@@ -74,15 +74,15 @@ class Response:
         code, self._left = int(status[:3]), None
         lines = [f"HTTP/1.1 {status}\r\n"]
         for name, value in headers:
-            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
                 raise ValueError(f"the header {name!r} cannot be sent")
             lowered = name.lower()
             if lowered == "content-length":
                 self._left = int(value)
-            if not is_hoppish(lowered):
+            if lowered not in hop_headers:
                 lines.append(f"{name}: {value}\r\n")
-        self._body_allowed = self._request.method != "HEAD" and code not in (204, 304)
-        self._chunked = self._body_allowed and self._left is None and self._request.version >= (1, 1)
+        self._body_allowed = self._asked.method != "HEAD" and code not in (204, 304)
+        self._chunked = self._body_allowed and self._left is None and self._asked.version >= (1, 1)
         if self._body_allowed and self._left is None and not self._chunked:
             self.must_close = True  # the end of the connection is the end of the body
         self._head = "".join(lines).encode("latin-1")
@@ -122,7 +122,12 @@ class Response:
         self._sock.settimeout(self._send_s)
         framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
         connection = "close" if self.must_close else "keep-alive"
-        return self._head + f"date: {formatdate(usegmt=True)}\r\n{framing}connection: {connection}\r\n\r\n".encode()
+        return self._head + f"date: {_date(int(time.time()))}\r\n{framing}connection: {connection}\r\n\r\n".encode()
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 class Worker(DrainingWorker):
@@ -173,21 +178,16 @@ class Worker(DrainingWorker):
 
     def _serve_next(self, parser: Any, client: socket.socket, fixed: dict[str, Any]) -> bool:
         """Whether the connection may serve another request."""
-        client.settimeout(None)  # reading has deadlines of its own; one here would cost a timer for each receive
-        self._awaited[client] = time.monotonic()
-        try:
-            request = next(parser)
-        finally:
-            self._awaited.pop(client, None)
-        asked = environ(request, fixed)
-        _check_target(request, asked.get("HTTP_HOST"))
-        response = Response(request, client, self.send_s)
+        asked = self._next(parser, client, fixed)
+        if asked is None:
+            return False
+        response = Response(asked, client, self.send_s)
         if not self.alive:
             response.must_close = True
-        if request._expected_100_continue:
+        if asked.expects:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            self._answer(asked, response)
+            self._answer(asked.environ, response)
         except OSError:
             raise
         except Exception as error:
@@ -196,6 +196,23 @@ class Worker(DrainingWorker):
                 return False
             raise
         return not response.must_close
+
+    def _next(self, parser: Any, client: socket.socket, fixed: dict[str, Any]) -> Asked | None:
+        """The next request; None where there is none. Raises what the parser raises."""
+        client.settimeout(None)  # reading has deadlines of its own; one here would cost a timer for each receive
+        self._awaited[client] = time.monotonic()
+        try:
+            if not parser.finish_body():  # of the request before this one
+                return None
+            data = parser.unreader.take_buffered() or client.recv(RECEIVE_BYTES)
+            asked = plain(data, fixed, fixed["gateway.peer_is_trusted"])
+            if asked is not None or not data:
+                return asked
+            parser.unreader.unread(data)
+            request = next(parser)
+        finally:
+            self._awaited.pop(client, None)
+        return parsed(request, fixed)
 
     def _answer(self, environ: dict[str, Any], response: Response) -> None:
         blocks: Iterable[bytes] = self.wsgi(environ, response.start_response)
@@ -230,31 +247,9 @@ class Worker(DrainingWorker):
             client.sendall("\r\n".join(head).encode("latin-1") + b"".join(answered.blocks))
             linger({"gunicorn.socket": client})
 
-    def _addresses(self, listener: Any, addr: Any) -> dict[str, str]:
+    def _addresses(self, listener: Any, addr: Any) -> dict[str, Any]:
         own = listener.getsockname()
         host, port = (own[0], str(own[1])) if isinstance(own, tuple) else ("localhost", "")
         peer = {"REMOTE_ADDR": addr[0], "REMOTE_PORT": str(addr[1])} if isinstance(addr, tuple) else {"REMOTE_ADDR": ""}
-        return {"SERVER_NAME": host, "SERVER_PORT": port, **peer}
-
-
-def _check_target(request: Any, host: str | None) -> None:
-    """Raises what the parser raises for other malformed fields. The parser refuses a second Host itself."""
-    if (host is None and request.version >= (1, 1)) or (host is not None and not _HOST.fullmatch(host)):
-        raise errors.InvalidHeader("HOST", req=request)
-    if request.uri[:1] not in ("/", "*") and not _ABSOLUTE.match(request.uri) and request.method != "CONNECT":
-        raise errors.InvalidRequestLine(request.uri)
-
-
-def environ(request: Any, fixed: dict[str, Any]) -> dict[str, Any]:
-    """WSGI's environ of a parsed request; repeated headers are joined by commas. `fixed` is what its connection has in common."""
-    made = fixed.copy()
-    made["REQUEST_METHOD"], made["RAW_URI"], made["QUERY_STRING"] = request.method, request.uri, request.query
-    made["PATH_INFO"] = unquote_to_wsgi_str(request.path) if "%" in request.path else request.path
-    made["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version >= (1, 1) else "HTTP/1.0"
-    made["wsgi.url_scheme"], made["wsgi.input"] = request.scheme, request.body
-    for name, value in request.headers:
-        key = name.replace("-", "_")
-        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            key = "HTTP_" + key
-        made[key] = f"{made[key]},{value}" if key in made else value
-    return made
+        trusted = not isinstance(addr, tuple) or "*" in self.cfg.forwarded_allow_ips or addr[0] in self.cfg.forwarded_allow_ips
+        return {"SERVER_NAME": host, "SERVER_PORT": port, "gateway.peer_is_trusted": trusted, **peer}

@@ -28,7 +28,8 @@ TURN_S = 0.005
 CHUNKED_BLOCKS = (4 << 10, 16 << 10)
 """The smallest and the largest block read of a chunked body: one of 16 KB may be 16,384 chunks, each parsed for itself."""
 LINGER_BYTES, LINGER_S = 64 << 20, 2.0
-_READ = "gateway.body_read"
+READ = "gateway.body_read"
+"""In an environ: nothing of the request is still to be read from its connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,11 @@ def _blocks(environ: dict[str, Any], limit: int, timeout_s: float) -> Iterator[b
     declared = environ.get("CONTENT_LENGTH") or ""
     length = int(declared) if declared.isdecimal() else None
     if length is not None and length > limit:
+        environ.pop(READ, None)  # also where it is in hand: a body of that size ends the connection
         raise BodyTooLarge(f"The request body is larger than {limit} bytes.")
+    if environ.get(READ):  # it came with the head
+        yield environ["wsgi.input"].read()
+        return
     smallest, largest = (BLOCK, BLOCK) if length is not None else CHUNKED_BLOCKS
     step, turn = smallest, time.monotonic()
     timed_out: list[bool] = []
@@ -151,7 +156,7 @@ def _blocks(environ: dict[str, Any], limit: int, timeout_s: float) -> Iterator[b
         raise BodyTimeout(f"The request body did not arrive within {timeout_s:g} s.")
     if length is not None and size < length:
         raise BadRequest("The request body is shorter than its Content-Length.")
-    environ[_READ] = True
+    environ[READ] = True
 
 
 def _read_block(environ: Mapping[str, Any], size: int, timed_out: list[bool]) -> bytes:
@@ -173,7 +178,7 @@ def _stop_reading(environ: Mapping[str, Any], timed_out: list[bool]) -> None:
 def breaks_off(environ: dict[str, Any]) -> bool:
     """Whether a request is answered before its body was read to its end. If so, has its connection closed after the answer."""
     has_body = environ.get("HTTP_TRANSFER_ENCODING") or (environ.get("CONTENT_LENGTH") or "0") != "0"
-    if environ.get(_READ) or not has_body:
+    if environ.get(READ) or not has_body:
         return False
     if (force_close := environ.get("gateway.force_close")) is not None:
         force_close()

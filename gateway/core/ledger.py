@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import msgspec
+
+from gateway import logs
 from gateway.core.exchange import Ending, Exchange, ending_of
 from gateway.core.metering import NOTHING, Metered
 from gateway.errors import GatewayError, SettleFailed
@@ -23,6 +26,7 @@ from gateway.store.ledger import Entry, record
 
 log = logging.getLogger(__name__)
 REFUSALS_A_MINUTE = 10
+_encode = msgspec.json.Encoder().encode
 PICO_PER_NANO = 1000
 
 
@@ -117,7 +121,7 @@ class Ledger:
         deployment = exchange.attempts[-1].deployment if exchange.attempts else ""
         total_s = self._clock() - exchange.started
         self._metrics.ended(exchange.endpoint, deployment, exchange.status, str(exchange.ending), total_s, exchange.own_s(), exchange.heartbeats)
-        log.info("exchange", extra={"exchange": exchange.id, "fields": exchange.line()})
+        logs.call_ended(log, exchange.id, exchange.line())
 
     def _count(self, entry: Entry) -> None:
         self._metrics.booked(entry.deployment, entry.usage.counted(), entry.amount, (*entry.flags, *entry.usage.flags))
@@ -131,7 +135,7 @@ class Ledger:
             model=exchange.model_asked,
             status=exchange.status or 0,
             ending=str(exchange.ending),
-            receipt=json.dumps(exchange.receipt()),
+            receipt=_json(exchange.receipt()),
             at=exchange.at,
         )
 
@@ -161,6 +165,13 @@ class Ledger:
             total_ms=exchange.milliseconds(self._clock()) or 0,
             at=exchange.at,
         )
+
+
+def _json(value: Any) -> str:
+    try:
+        return _encode(value).decode()
+    except UnicodeEncodeError:  # a lone surrogate in a stranger's word
+        return json.dumps(value)
 
 
 def _members(value: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from gateway.backend import Call
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
@@ -17,6 +19,7 @@ from gateway.dialects.openai_usage import MAX_TOKENS
 _BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
 """Images and sounds within JSON: data URLs and base64, which no text is."""
 BYTES_PER_TOKEN = 4
+_decode = msgspec.json.Decoder().decode
 
 
 class Source(enum.StrEnum):
@@ -89,7 +92,10 @@ def _possible(usage: Usage) -> Usage:
 
 def _object(body: bytes) -> Mapping[str, Any] | None:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+        document = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:  # some numbers and texts are JSON to Python's decoder alone
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
     return document if isinstance(document, dict) else None

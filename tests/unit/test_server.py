@@ -4,30 +4,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from gateway.server import STEP_BYTES, Response, environ
+from gateway.request import Asked
+from gateway.server import STEP_BYTES, Response
 
 
-@dataclass
-class Request:
-    """What the parser makes of a request."""
-
-    method: str = "POST"
-    version: tuple[int, int] = (1, 1)
-    uri: str = "/v1/models?a=b"
-    path: str = "/v1/models"
-    query: str = "a=b"
-    scheme: str = "http"
-    headers: list[tuple[str, str]] = field(default_factory=lambda: [("HOST", "h")])
-    body: Any = None
-    closes: bool = False
-
-    def should_close(self) -> bool:
-        return self.closes
+def asking(method: str = "POST", version: tuple[int, int] = (1, 1), closes: bool = False) -> Asked:
+    return Asked({}, method, version, closes)
 
 
 @pytest.fixture
@@ -41,7 +26,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 Pair = tuple[socket.socket, socket.socket]
 
 
-def sent(pair: Pair, request: Request, status: str, headers: list[tuple[str, str]], *blocks: bytes) -> tuple[bytes, bytes]:
+def sent(pair: Pair, request: Asked, status: str, headers: list[tuple[str, str]], *blocks: bytes) -> tuple[bytes, bytes]:
     """The head's bytes and the rest of an answer."""
     response = Response(request, pair[0])
     response.start_response(status, headers)
@@ -57,7 +42,7 @@ def sent(pair: Pair, request: Request, status: str, headers: list[tuple[str, str
 
 
 def test_answer_of_known_length_leaves_in_one_piece(pair: Pair) -> None:
-    response = Response(Request(), pair[0])
+    response = Response(asking(), pair[0])
     response.start_response("200 OK", [("content-type", "text/plain"), ("Content-Length", "5")])
     response.write(b"hello")
     received = pair[1].recv(4096)
@@ -68,19 +53,19 @@ def test_answer_of_known_length_leaves_in_one_piece(pair: Pair) -> None:
 
 
 def test_answer_of_unknown_length_is_chunked(pair: Pair) -> None:
-    head, body = sent(pair, Request(), "200 OK", [], b"hello", b"", b"x" * 26)
+    head, body = sent(pair, asking(), "200 OK", [], b"hello", b"", b"x" * 26)
     assert b"\r\ntransfer-encoding: chunked\r\n" in head
     assert body == b"5\r\nhello\r\n1a\r\n" + b"x" * 26 + b"\r\n0\r\n\r\n"
 
 
 def test_empty_answer_of_unknown_length_is_chunked_too(pair: Pair) -> None:
-    head, body = sent(pair, Request(), "200 OK", [])
+    head, body = sent(pair, asking(), "200 OK", [])
     assert b"transfer-encoding: chunked" in head
     assert body == b"0\r\n\r\n"
 
 
 def test_older_client_gets_no_chunks_and_the_end_of_the_connection(pair: Pair) -> None:
-    response = Response(Request(version=(1, 0)), pair[0])
+    response = Response(asking(version=(1, 0)), pair[0])
     response.start_response("200 OK", [])
     response.write(b"hello")
     response.end()
@@ -92,18 +77,18 @@ def test_older_client_gets_no_chunks_and_the_end_of_the_connection(pair: Pair) -
 
 @pytest.mark.parametrize(("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No Content"), ("GET", "304 Not Modified")])
 def test_answer_without_a_body_has_none_whatever_the_application_gives(pair: Pair, method: str, status: str) -> None:
-    head, body = sent(pair, Request(method=method), status, [], b"hello")
+    head, body = sent(pair, asking(method=method), status, [], b"hello")
     assert b"transfer-encoding" not in head
     assert body == b""
 
 
 def test_no_more_than_the_stated_length_is_sent(pair: Pair) -> None:
-    assert sent(pair, Request(), "200 OK", [("content-length", "3")], b"he", b"llo", b"more")[1] == b"hel"
+    assert sent(pair, asking(), "200 OK", [("content-length", "3")], b"he", b"llo", b"more")[1] == b"hel"
 
 
 def test_body_that_ends_early_is_no_clean_end(pair: Pair) -> None:
     with pytest.raises(ConnectionAbortedError):
-        sent(pair, Request(), "200 OK", [("content-length", "6")], b"hello")
+        sent(pair, asking(), "200 OK", [("content-length", "6")], b"hello")
 
 
 @pytest.mark.parametrize(
@@ -112,25 +97,25 @@ def test_body_that_ends_early_is_no_clean_end(pair: Pair) -> None:
 )
 def test_header_that_would_be_read_as_another_is_refused(pair: Pair, name: str, value: str) -> None:
     with pytest.raises(ValueError, match="cannot be sent"):
-        Response(Request(), pair[0]).start_response("200 OK", [(name, value)])
+        Response(asking(), pair[0]).start_response("200 OK", [(name, value)])
 
 
 @pytest.mark.parametrize("status", ["", "200", "99 X", "600 X", "200 OK\r\nx: y", "200 \u00e4"])
 def test_status_that_is_none_is_refused(pair: Pair, status: str) -> None:
     with pytest.raises(ValueError, match="status"):
-        Response(Request(), pair[0]).start_response(status, [])
+        Response(asking(), pair[0]).start_response(status, [])
 
 
 def test_applications_word_about_the_connection_is_not_passed_on(pair: Pair) -> None:
     own = [("Connection", "close"), ("Transfer-Encoding", "gzip"), ("Keep-Alive", "x"), ("Upgrade", "h2c"), ("TE", "x"), ("x-own", "y")]
-    head, _ = sent(pair, Request(), "200 OK", own, b"a")
+    head, _ = sent(pair, asking(), "200 OK", own, b"a")
     names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
     assert names == [b"x-own", b"date", b"transfer-encoding", b"connection"]
     assert b"connection: keep-alive" in head
 
 
 def test_first_start_may_be_taken_back_until_something_was_sent(pair: Pair) -> None:
-    response = Response(Request(), pair[0])
+    response = Response(asking(), pair[0])
     response.start_response("200 OK", [("content-length", "3")])
     with pytest.raises(RuntimeError):
         response.start_response("500 Oh", [])
@@ -143,12 +128,12 @@ def test_first_start_may_be_taken_back_until_something_was_sent(pair: Pair) -> N
 
 def test_body_without_a_head_is_a_mistake_of_the_application(pair: Pair) -> None:
     with pytest.raises(RuntimeError):
-        Response(Request(), pair[0]).end()
+        Response(asking(), pair[0]).end()
 
 
 def test_clients_wish_and_the_applications_end_the_connection(pair: Pair) -> None:
-    asked = Response(Request(closes=True), pair[0])
-    told = Response(Request(), pair[0])
+    asked = Response(asking(closes=True), pair[0])
+    told = Response(asking(), pair[0])
     assert (asked.must_close, told.must_close) == (True, False)
     told.force_close()
     told.start_response("200 OK", [("content-length", "0")])
@@ -159,7 +144,7 @@ def test_clients_wish_and_the_applications_end_the_connection(pair: Pair) -> Non
 def test_reader_that_takes_nothing_is_given_up(pair: Pair) -> None:
     ours, theirs = pair
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    response = Response(Request(), ours, send_s=0.3)
+    response = Response(asking(), ours, send_s=0.3)
     response.start_response("200 OK", [])
     with pytest.raises(TimeoutError):
         response.write(b"x" * (8 * STEP_BYTES))
@@ -167,31 +152,11 @@ def test_reader_that_takes_nothing_is_given_up(pair: Pair) -> None:
     assert len(theirs.recv(1 << 20)) < 8 * STEP_BYTES
 
 
-def test_environ_has_what_the_application_reads() -> None:
-    made = environ(
-        Request(path="/v1/%C3%A4%2f", headers=[("HOST", "h"), ("CONTENT-TYPE", "t"), ("CONTENT-LENGTH", "3"), ("X-A", "1"), ("X-A", "2")]), {"own": 1}
-    )
-    assert made == {
-        "own": 1,
-        "REQUEST_METHOD": "POST",
-        "RAW_URI": "/v1/models?a=b",
-        "QUERY_STRING": "a=b",
-        "PATH_INFO": "/v1/\u00c3\u00a4/",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "wsgi.url_scheme": "http",
-        "wsgi.input": None,
-        "HTTP_HOST": "h",
-        "CONTENT_TYPE": "t",
-        "CONTENT_LENGTH": "3",
-        "HTTP_X_A": "1,2",
-    }
-
-
 def test_reader_that_takes_little_at_a_time_gets_all(pair: Pair) -> None:
     ours, theirs = pair
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     body = bytes(range(256)) * 600
-    response = Response(Request(), ours, send_s=0.5)
+    response = Response(asking(), ours, send_s=0.5)
     taken = bytearray()
 
     def read() -> None:
