@@ -50,7 +50,7 @@ def plain(data: bytes, fixed: dict[str, Any], https_from_peer: bool) -> Asked | 
     `fixed` is what the environs of its connection have in common; `https_from_peer`: the peer may say that the client came by TLS.
     """
     end = data.find(b"\r\n\r\n") + 4
-    if not 4 < end <= MAX_HEAD_BYTES:
+    if not 4 < end <= MAX_HEAD_BYTES or (data[:1] == b"G" and len(data) != end):  # a GET has no body
         return None
     head = _PLAIN_HEAD.fullmatch(data[:end].decode("latin-1"))
     if head is None:

@@ -21,8 +21,9 @@ LENIENT_BYTES = 1 << 20
 
 _EMPTY = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*\}")
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_TOP = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
-_NESTED = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+_TOP = re.compile(rb'(?:[^"{}\[\],]++|' + _STRING + rb"){0,64}+([{}\[\],]?)", re.DOTALL)
+_NESTED = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb"){0,64}+([{}\[\]]?)", re.DOTALL)
+"""Up to the next bracket (or comma); after 64 strings at the latest, so that no single step holds the interpreter for long."""
 _MODEL_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,256}\Z")
 
 
@@ -171,11 +172,13 @@ def scan(raw: bytes, names: frozenset[str] | None = None) -> dict[str, Span]:
     spans: dict[str, Span] = {}
     depth, at, member_start = 0, 0, 0
     while True:
-        token = (_TOP if depth == 1 else _NESTED).search(raw, at)
-        if token is None:
+        token = (_TOP if depth == 1 else _NESTED).match(raw, at)
+        if token is None or token.end() == at:
             return spans
         at = token.end()
-        kind = raw[token.start()]
+        kind = token[1]
+        if not kind:
+            continue
         if kind in b"{[":
             depth += 1
             if depth > MAX_DEPTH:
@@ -185,10 +188,10 @@ def scan(raw: bytes, names: frozenset[str] | None = None) -> dict[str, Span]:
         elif kind in b"}]":
             depth -= 1
             if depth == 0:
-                _add_member(raw, member_start, token.start(), spans, names)
+                _add_member(raw, member_start, at - 1, spans, names)
                 return spans
-        elif kind == 0x2C:  # a comma, at depth 1 only
-            _add_member(raw, member_start, token.start(), spans, names)
+        elif kind == b",":  # at depth 1 only
+            _add_member(raw, member_start, at - 1, spans, names)
             member_start = at
 
 

@@ -67,6 +67,7 @@ def test_plain_request_is_read_in_one_step() -> None:
         request("POST //v1 HTTP/1.1"),
         request("POST /v1/ HTTP/1.1"),
         request("GET / HTTP/1.1", FIELDS[:1], b""),
+        request("GET /v1/models HTTP/1.1"),
         request(fields=FIELDS[1:]),
         request(fields=[*FIELDS, "Host: h"]),
         request(fields=[*FIELDS, "host: other"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -230,7 +231,8 @@ def test_kept_connection_that_the_proxy_closed_is_replaced(provider: Provider, c
     through.whole(PATH)
     provider.script(PATH, Delay(0.0, Default()))
     for sock in list(proxy._open):
-        sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the end of one is the end of the other
+            sock.shutdown(socket.SHUT_RDWR)
     time.sleep(0.1)
     assert b"chatcmpl" in through.whole(PATH)
     assert proxy.connections_seen == 2
