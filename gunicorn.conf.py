@@ -100,7 +100,7 @@ def post_worker_init(worker):
     worker.on_leave = lambda: gateway.drain(time.monotonic() + settings.drain_s - 1)
     gc.collect()
     gc.freeze()  # what was made until now stays; looking through it again and again would be a tenth of every call
-    gc.set_threshold(20_000, 50, 100)
+    gc.set_threshold(5_000, 20, 20)
     hear()
 
 

@@ -142,9 +142,10 @@ class Samples:
     def slowness(self, scale: Scale) -> float:
         """How much slower nginx is here than where the goals were set; 1 where it is not, or was not measured."""
         rate, cpu_us = self.median("nginx", "requests.requests_per_s"), self.median("nginx", "requests.cpu_us_request")
-        if scale is Scale.TIME and rate:
-            return max(1.0, NGINX_REQUESTS_PER_S / rate)
-        return max(1.0, cpu_us / NGINX_CPU_US_REQUEST) if scale is Scale.CPU and cpu_us else 1.0
+        by_cpu = cpu_us / NGINX_CPU_US_REQUEST if cpu_us else None
+        if scale is Scale.TIME and rate:  # not by its rate alone, which other load pulls down
+            return max(1.0, min(NGINX_REQUESTS_PER_S / rate, by_cpu or float("inf")))
+        return max(1.0, by_cpu) if scale is Scale.CPU and by_cpu else 1.0
 
     def value(self, row: Row, target: str) -> float | None:
         """What stands in a cell; None where it was not measured."""

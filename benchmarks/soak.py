@@ -162,6 +162,8 @@ def main(words: Sequence[str] | None = None) -> int:
             outcomes = run_loads(gateway, asked.minutes * 60, cores, samples, watch)
             last, under_way = settled(watch)
             problems = [*faults(base, last, under_way, outcomes), *ledger_faults(gateway, outcomes)]
+            if verdict(samples[len(samples) // 2 :]) == "growing":
+                problems.append("the worker's memory grows")
         finally:
             gateway.stop()
     print("\n".join([f"{base} (before)", *report(samples, outcomes, problems), f"{last} (after)"]))

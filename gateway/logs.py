@@ -25,7 +25,7 @@ import msgspec
 LOGGER = "gateway"
 _SECRET_FORMS = re.compile(
     # JSON has been written by then: what stands before a secret may be the letter of an escaped line break, or of a terminal's colour.
-    r"(?i)(?:(?<![A-Za-z0-9])|(?<=[0-9]m)|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))(?:gw_[a-z]+_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-.]+)"
+    r"(?i)(?:(?<![A-Za-z0-9])|(?<=[0-9]m)|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))(?:gw_[a-z]+_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-]{10,}(?:\.[A-Za-z0-9_\-.]+)?)"
     r"|(?:bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}"
     r"|(?<=://)[^/\s\"\\]+(?=@)"
 )

@@ -108,8 +108,6 @@ class Deployment(Row):
     base_url = TextField()
     upstream_model = TextField(null=True)
     credential = ForeignKeyField(Credential, null=True)
-    proxy = TextField(null=True)
-    proxy_sealed = BlobField(null=True)
     priority = IntegerField()
     weight = IntegerField()
     connect_s = DoubleField(null=True)

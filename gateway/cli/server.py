@@ -122,6 +122,9 @@ def doctor(site: Site | None, key: str | None, model: str | None, as_json: bool)
     """Look at everything that a working gateway needs; exit 1 if something is wrong. Changes nothing; calls an upstream for --model only."""
     if model is not None and (site is None or key is None):
         raise click.UsageError("--model needs --url, and a key in GATEWAY_KEY or --key")
+    key = key.strip() if key else None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise click.UsageError("the key must be printable ASCII")
     settings = Settings.load()
     findings = list(doctors.examine(settings, bound_database, now_ms()))
     if site is not None:

@@ -152,7 +152,8 @@ class Dispatcher:
         attempt.ended = self._clock()
         attempt.outcome = error.code if isinstance(error, GatewayError) else "internal_error"
         attempt.status = error.upstream_status if isinstance(error, UpstreamRefused) else None
-        self._metrics.attempted(attempt.deployment, attempt.outcome)
+        mistaken = isinstance(error, UpstreamRefused) and error.blame is Blame.CLIENT  # no failure of the upstream's
+        self._metrics.attempted(attempt.deployment, "client_error" if mistaken else attempt.outcome)
         log.debug("attempt failed: %s", error, extra={"exchange": exchange.id, "fields": {"deployment": attempt.deployment, "outcome": attempt.outcome}})
 
     def _verdict(self, exchange: Exchange, candidates: Sequence[Candidate], errors: Sequence[UpstreamError]) -> GatewayError:

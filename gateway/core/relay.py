@@ -48,7 +48,7 @@ class Relay:
         self._ending = Ending.COMPLETE
         self._usage_events, self._parts = deque[bytes](maxlen=USAGE_EVENTS), deque[bytes]()
         self._delivered_bytes = self._delivered_events = 0
-        self._terminal = self._finished = self._broke_event = self._over = False
+        self._terminal = self._finished = self._broke_event = self._over = self._has_ids = False
         self._stop_lingering: Callable[[], None] | None = None
         self.status = exchange.status = answer.reply.status
         self.headers = answer.reply.headers
@@ -178,6 +178,8 @@ class Relay:
         if not events:
             return self._overlong() if self._splitter.size > EVENT_BYTES else b""
         self._broke_event = False
+        if not self._has_ids and b"id" in events:
+            self._has_ids = _HAS_ID.search(events) is not None
         if _USAGE.search(events):
             self._note_usage(events)
         if self._answer.hides_usage and _NO_CHOICES.search(events):
@@ -193,7 +195,7 @@ class Relay:
     def _heartbeat(self) -> bytes:
         """What the client gets where the upstream is silent: nothing within an event, and nothing where the events have an id. OpenAI's
         Python SDK takes a blank line after one for an event without data, and fails at it."""
-        if self._broke_event or self._exchange.left or _HAS_ID.search(self._answer.head) or _HAS_ID.search(self._last):
+        if self._broke_event or self._exchange.left or self._has_ids:
             return b""
         self._exchange.heartbeats += 1
         return self._codec.heartbeat
@@ -204,6 +206,7 @@ class Relay:
             return b""
         self._parts.extend(self._splitter.release())
         self._finished = self._finished or any(map(_FINISHED.search, self._parts))
+        self._has_ids = self._has_ids or any(map(_HAS_ID.search, self._parts))
         if not self._broke_event:
             self._delivered_events += 1
             if any(map(_USAGE.search, self._parts)):

@@ -172,11 +172,11 @@ def scan(raw: bytes, names: frozenset[str] | None = None) -> dict[str, Span]:
     spans: dict[str, Span] = {}
     depth, at, member_start = 0, 0, 0
     while True:
-        token = (_TOP if depth == 1 else _NESTED).match(raw, at)
-        if token is None or token.end() == at:
+        step = (_TOP if depth == 1 else _NESTED).match(raw, at)
+        if step is None or step.end() == at:
             return spans
-        at = token.end()
-        kind = token[1]
+        at = step.end()
+        kind = step[1]
         if not kind:
             continue
         if kind in b"{[":

@@ -138,6 +138,13 @@ def _database(settings: Settings, database: Database, secrets: Secrets | None, a
         yield problem("database", f"migrations are pending ({', '.join(pending)}); run `gateway migrate`")
         return
     yield ok("database", f"{database} is up to date")
+    try:
+        yield from _contents(settings, database, secrets, at)
+    except StoreUnavailable as error:  # what was found before it is worth telling
+        yield problem("database", str(error.__cause__ or error))
+
+
+def _contents(settings: Settings, database: Database, secrets: Secrets | None, at: int) -> Iterator[Finding]:
     began = time.time_ns()
     facts = database.read(database_server.facts)
     if facts is not None:

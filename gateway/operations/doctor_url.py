@@ -46,6 +46,8 @@ class Site:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host")
+        if "@" in parts.netloc:
+            raise ValueError("must not hold a user name or password")
         self.secure, self.host = parts.scheme == "https", parts.hostname
         self.port = parts.port or (443 if self.secure else 80)
         self.prefix = parts.path.rstrip("/").removesuffix("/v1")

@@ -121,9 +121,9 @@ class Writer:
             self._engine.commit()
         except BaseException as error:  # whatever a work raised: its caller gets it
             raise _Failed(stage, self._engine.rollback(), error) from error
-        self._committed(len(jobs), time.monotonic() - began)
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.result, job.error = outcome.result, outcome.error
+        self._committed(len(jobs), time.monotonic() - began)
 
     def _run_all(self, jobs: list[Job]) -> list[_Outcome]:
         """Each plain work by itself, each group of Batched together, in the order in which they were first asked for."""

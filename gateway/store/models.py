@@ -149,8 +149,6 @@ class DeploymentRow(Row):
     base_url = TextField()
     upstream_model = TextField(null=True)
     credential = ForeignKeyField(CredentialRow, null=True)
-    proxy = TextField(null=True)
-    proxy_sealed = BlobField(null=True)
     priority = IntegerField()
     weight = IntegerField()
     connect_s = DoubleField(null=True)
@@ -161,6 +159,8 @@ class DeploymentRow(Row):
     options = JsonField()
     enabled = BooleanField()
     created_at = BigIntegerField()
+    proxy = TextField(null=True)
+    proxy_sealed = BlobField(null=True)
 
     class Meta:
         table_name = "deployment"

@@ -50,7 +50,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
 
 def open_exchanges(gateway: RunningGateway) -> float:
     text = gateway.get("/metrics", key=None).body.decode()
-    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gatewayopen_exchanges"))
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gateway_open_exchanges"))
 
 
 class Spares:

@@ -144,3 +144,14 @@ def test_05_an_error_without_its_body_does_not_hold_up_the_other_deployment(sile
     measured(5, f"another deployment answers {seconds:.2f} s after an error whose body never comes (2 s are waited)")
     assert status == 200
     assert seconds < 2 + BOUND_S
+
+
+def test_05_call_that_waits_is_seen_as_open(silence: Silence) -> None:
+    """What "nothing is held after it" is measured with can see something."""
+    _deployed(silence, first_byte_s=20.0)
+    with silence.calls.gateway.client() as client:
+        client.ask(CHAT, silence.body())
+        deadline = time.monotonic() + 5  # the gauge is set once a second
+        while not open_exchanges(silence.calls.gateway):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -41,12 +41,18 @@ def test_a_ratio_needs_both_sides_and_no_negative() -> None:
 
 def test_a_goal_in_time_is_wider_where_nginx_is_slower() -> None:
     samples = Samples()
-    samples.add("nginx", {"requests.requests_per_s": 46_000.0, "requests.cpu_us_request": 15.0})
+    samples.add("nginx", {"requests.requests_per_s": 46_000.0, "requests.cpu_us_request": 25.0})
     assert Goal(10, scale=Scale.TIME).reached(19.9, samples.slowness(Scale.TIME))
     assert not Goal(10, scale=Scale.TIME).reached(20.1, samples.slowness(Scale.TIME))
     assert Goal(100, least=True, scale=Scale.TIME).allowed(samples.slowness(Scale.TIME)) == 50
-    assert Goal(60, scale=Scale.CPU).allowed(samples.slowness(Scale.CPU)) == 90
+    assert Goal(60, scale=Scale.CPU).allowed(samples.slowness(Scale.CPU)) == 150
     assert Goal(60).allowed(samples.slowness(Scale.NONE)) == 60
+
+
+def test_other_load_which_slows_nginx_but_costs_it_nothing_widens_no_goal() -> None:
+    samples = Samples()
+    samples.add("nginx", {"requests.requests_per_s": 9_200.0, "requests.cpu_us_request": 12.0})
+    assert samples.slowness(Scale.TIME) == samples.slowness(Scale.CPU) == 1.2
 
 
 def test_a_goal_is_never_narrower_than_it_is_set() -> None:

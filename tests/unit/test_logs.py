@@ -101,6 +101,7 @@ KEY = "gw_user_" + "Ab3" * 13
 CANARIES = {
     "our key": KEY,
     "OpenAI's key": "sk-proj-abc_DEF-123456",
+    "half a token": "eyJhbGciOiJIUzI1NiJ9",
     "a token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
     "an authorization": "Bearer abc.def-123~x/y+z==",
     "a basic authorization": "basic dXNlcjpwYXNzd29yZA==",

@@ -62,7 +62,7 @@ def test_worker_that_drains_is_not_ready(served: Served) -> None:
     [
         (list, {"generation": -1}, "catalog", "not loaded"),
         (list, {"draining": True}, "draining", "yes"),
-        (lambda: ["0002_more"], {}, "migrations", "1 pending: run `gateway migrate`"),
+        (lambda: ["0009_more"], {}, "migrations", "1 pending: run `gateway migrate`"),
         (raising(StoreUnavailable("The database did not answer in time.")), {}, "database", "The database did not answer in time."),
         (raising(SchemaMismatch("the database is newer than this program")), {}, "migrations", "the database is newer than this program"),
     ],

@@ -80,7 +80,7 @@ def test_stream_whose_events_have_ids_gets_no_comment() -> None:
         items = [field + chunk("a"), TICK, DONE]
         assert drained(relayed(items, book), book) == b"".join(items)
     book = Book()
-    items = [chunk("a"), b"id: 1\n" + chunk("b"), TICK, DONE]
+    items = [chunk("a"), b"id: 1\n" + chunk("b"), chunk("c"), TICK, DONE]  # it never forgets one
     assert drained(relayed(items, book), book) == b"".join(items)
     book = Book()
     assert HEARTBEAT in drained(relayed([chunk("\nid: 1"), TICK, DONE], book), book)
