@@ -68,6 +68,8 @@ class Names:
             lookup.addresses = thread.submit((host, port))
         except (OSError, UnicodeError) as error:
             lookup.error = error
+        except Exception as error:  # no thread, no memory: whoever asks next tries again
+            lookup.error = OSError(str(error))
         thread.close()
         with self._guard:
             lookup.expires = self._clock() + (0.0 if lookup.error else NAMES_LIVE_S)

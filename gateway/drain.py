@@ -5,6 +5,7 @@ gunicorn's own loop looks up once a second, which delays the end of the listenin
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,8 @@ from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 LOOK_S = 0.1
+SAME_S = 0.3
+"""A terminal's signal goes to every process, and the arbiter passes it on: what comes twice within so long was given once."""
 BEAT_S = 1.0
 KILL_S = 0.8
 """How long before the arbiter kills the process the connections that are left are ended, so that their calls are booked."""
@@ -28,14 +31,26 @@ IDLE_AT_THE_END_S = 0.5
 class DrainingWorker(GeventWorker):  # type: ignore[misc]
     """Told to leave by SIGTERM where others follow it (a reload), by SIGQUIT where the server ends."""
 
-    ending = False
+    ending = hurried = False
+    _told_at = 0.0
     on_leave: Callable[[], None] | None = None
     """Called in a greenlet of its own when the worker is told to leave."""
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """gunicorn's would end the process under its open answers."""
-        self.ending = True
+        now = time.monotonic()
+        if not self.ending:
+            self.ending, self._told_at = True, now
+        elif now - self._told_at > SAME_S:  # Ctrl-C again, after which the arbiter gives 2 s
+            self.hurried = True
         self.handle_exit(sig, frame)
+
+    def notify(self) -> None:
+        """gunicorn's ends the process at once where the arbiter is gone, and with it calls that are not booked."""
+        self.tmp.notify()
+        if self.alive and self.ppid != os.getppid():
+            self.log.error("the arbiter is gone: leaving")
+            self.handle_quit(0, None)
 
     @property
     def idle_s(self) -> float:
@@ -70,7 +85,7 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]
         return server
 
     def _wait(self, pools: list[Pool], until: float) -> None:
-        while any(map(len, pools)) and time.monotonic() < until:
+        while any(map(len, pools)) and time.monotonic() < until and not self.hurried:
             self.notify()
             gevent.sleep(LOOK_S)
         for pool in pools:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
@@ -107,6 +108,12 @@ class Response:
         if self._body_allowed and self._left:
             raise ConnectionAbortedError("the body is shorter than its Content-Length")
 
+    def break_off(self) -> None:
+        """Where the end of the connection is the end of the body, only a reset tells that it is not whole."""
+        if self.sent and self._body_allowed and self._left is None and not self._chunked:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def _send(self, data: bytes) -> None:
         """Not by `sendall`, whose timeout is for all of it: who takes a little in time is slow, not gone."""
         sent = self._sock.send(data)
@@ -185,16 +192,21 @@ class Worker(DrainingWorker):
         if not self.alive:
             response.must_close = True
         if asked.expects:
+            client.settimeout(self.send_s)
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            client.settimeout(None)
         try:
             self._answer(asked.environ, response)
         except OSError:
+            response.break_off()
             raise
         except Exception as error:
-            if response.sent:
-                self._break_off(client, error)
-                return False
-            raise
+            response.break_off()
+            if not response.sent:
+                raise
+            if not isinstance(error, GatewayError):  # those have their line already
+                self.log.exception("the answer broke off")
+            return False
         return not response.must_close
 
     def _next(self, parser: Any, client: socket.socket, fixed: dict[str, Any]) -> Asked | None:
@@ -225,13 +237,6 @@ class Worker(DrainingWorker):
             if close is not None:
                 close()
 
-    def _break_off(self, client: socket.socket, error: Exception) -> None:
-        """An answer that cannot go on: no clean end may follow."""
-        if not isinstance(error, GatewayError):  # those have their line already
-            self.log.exception("the answer broke off")
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
-
     def _refuse(self, client: socket.socket, error: Exception) -> None:
         """Tell a client whose request cannot be read, or whose answer cannot begin, and why the connection ends."""
         if isinstance(error, errors.ParseException):
@@ -244,6 +249,7 @@ class Worker(DrainingWorker):
         answered = of_error(refusal, None, "")
         head = [f"HTTP/1.1 {answered.status} {reason}", *(f"{name}: {value}" for name, value in answered.headers), "connection: close", "", ""]
         with contextlib.suppress(OSError):
+            client.settimeout(self.send_s)
             client.sendall("\r\n".join(head).encode("latin-1") + b"".join(answered.blocks))
             linger({"gunicorn.socket": client})
 

@@ -68,8 +68,8 @@ class StallMonitor:
             self._native_sleep(BEAT_S)
             now = self._clock()
             if self._noted is None and now - self._beat > STALL_S:  # a beat and a half before it counts: the stall is still on
-                frame = sys._current_frames().get(self._watched)
-                self._noted = Stack(_calls(frame), now - due > BEAT_S / 2)
+                # Not kept in a local: it would hold the stack's values, bodies and keys among them, until the next stall.
+                self._noted = Stack(_calls(sys._current_frames().get(self._watched)), now - due > BEAT_S / 2)
 
     def _beats(self) -> None:
         now, cpu = self._clock(), time.thread_time()

@@ -39,6 +39,7 @@ class Succession:
         arbiter.handle_term = arbiter.handle_int = arbiter.handle_quit = self.end
         arbiter.handle_hup, arbiter.manage_workers = self.reload, self.manage
         arbiter.spawn_worker, arbiter.reap_workers = self.spawn, self.reap
+        arbiter.setup = self.setup
 
     def end(self) -> None:
         """Ctrl-C too lets open answers end, and books them. SIGQUIT tells the workers that nobody follows."""
@@ -55,6 +56,15 @@ class Succession:
         with contextlib.suppress(_Begun):
             type(self._arbiter).handle_hup(self._arbiter)
         self._reloading = False
+
+    def setup(self, app: Any) -> None:
+        """A reload keeps the address: gunicorn's closes the old listeners first, and ends where the new ones cannot be had."""
+        bound = self._arbiter.cfg.settings["bind"].get()
+        type(self._arbiter).setup(self._arbiter, app)
+        if self._arbiter.cfg.settings["bind"].get() != bound:
+            self._arbiter.log.error("the server's address changes at a restart only")
+            self._arbiter.cfg.set("bind", bound)
+            self._arbiter.address = self._arbiter.cfg.address
 
     def _trial(self) -> str:
         """What goes wrong when the configuration and the application are loaded; empty where nothing does."""

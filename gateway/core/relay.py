@@ -20,7 +20,7 @@ from gateway.core.ledger import Ledger
 from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
-from gateway.errors import Cancelled, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
+from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
 
 log = logging.getLogger(__name__)
 EVENT_BYTES = 1 << 20
@@ -178,7 +178,7 @@ class Relay:
         if not events:
             return self._overlong() if self._splitter.size > EVENT_BYTES else b""
         self._broke_event = False
-        if not self._has_ids and b"id" in events:
+        if not self._has_ids and (b"\nid" in events or b"\rid" in events or events.startswith(b"id")):
             self._has_ids = _HAS_ID.search(events) is not None
         if _USAGE.search(events):
             self._note_usage(events)
@@ -308,8 +308,9 @@ class Relay:
         return self._error_event(GatewayError("The gateway failed in the middle of the answer."))
 
     def _error_event(self, error: GatewayError) -> bytes:
-        message = error.message if not isinstance(error, Cancelled) else "The gateway is shutting down; the answer is incomplete."
-        told = {"message": message, "type": error_type(error.status), "param": None, "code": error.code, "exchange": self._exchange.id}
+        if isinstance(error, Cancelled):
+            error = Draining("The gateway is shutting down; the answer is incomplete.")
+        told = {"message": error.message, "type": error_type(error.status), "param": None, "code": error.code, "exchange": self._exchange.id}
         return (b"\n\n" if self._broke_event else b"") + self._codec.error_event(told)
 
     # both

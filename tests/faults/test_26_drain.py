@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.answers import Action, Answer, Default, End, Silent, Slow, script_of
+from tests.fakes.answers import Action, Answer, Default, End, Events, Silent, Slow, script_of
 from tests.fakes.gateway import RawClient, RunningGateway
 from tests.fakes.nginx import RunningNginx
 from tests.fakes.provider import Provider
@@ -132,3 +132,33 @@ def test_reader_who_takes_nothing_is_cut_in_time_and_its_call_booked(tmp_path: P
             assert gateway.process.wait(DRAIN_S + 2) == 0
         (entry,) = gateway.wait_entries(1)
         assert entry.ending != "complete"
+
+
+def _streaming(gateway: RunningGateway, provider: Provider) -> RawClient:
+    """A client in the middle of a stream of 40 s."""
+    gateway.deploy("m", provider.url)
+    gateway.wait_catalog()
+    provider.always("/v1/chat/completions", Events(*[{"choices": [{"index": 0, "delta": {"content": "x"}}]}] * 200, pause_s=0.2))
+    client = gateway.client()
+    client.ask(CHAT, {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]})
+    client.head()
+    client.block()
+    return client
+
+
+def test_death_of_the_first_process_ends_streams_with_a_word_and_books_them(tmp_path: Path) -> None:
+    with Provider() as provider, RunningGateway(tmp_path, {"GATEWAY_DRAIN_S": str(DRAIN_S)}) as gateway, _streaming(gateway, provider) as client:
+        assert gateway.process is not None
+        gateway.process.kill()
+        assert b"shutting down" in client.rest()
+        assert gateway.wait_endings("m", 1) == {"upstream_truncated": 1}
+
+
+def test_second_ctrl_c_cuts_streams_and_books_them(tmp_path: Path) -> None:
+    with Provider() as provider, RunningGateway(tmp_path, {"GATEWAY_DRAIN_S": "20"}) as gateway, _streaming(gateway, provider):
+        assert gateway.process is not None
+        gateway.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        gateway.process.send_signal(signal.SIGINT)
+        gateway.process.wait(5)
+        assert gateway.wait_endings("m", 1) == {"client_gone": 1}

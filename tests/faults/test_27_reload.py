@@ -137,6 +137,16 @@ def test_reload_brings_new_settings_and_one_that_would_fail_changes_nothing(tmp_
         assert b"gateway_" in gateway.get("/metrics", key=None).body
 
 
+def test_reload_keeps_the_address_whatever_the_settings_say(tmp_path: Path) -> None:
+    with RunningGateway(tmp_path) as gateway:
+        before = worker_pids(gateway)
+        (tmp_path / ".env.local").write_text("GATEWAY_HOST=192.0.2.1\n")  # of nobody: it cannot be had
+        reload(gateway)
+        wait(lambda: not worker_pids(gateway) & before, gateway)
+        assert "address changes at a restart only" in gateway.log_path.read_text()
+        assert gateway.get("/healthz", key=None).status == 200
+
+
 def test_new_worker_that_does_not_start_leaves_the_old_one_serving(tmp_path: Path) -> None:
     """Its trial went well, and then its run directory is taken away."""
     with RunningGateway(tmp_path) as gateway:

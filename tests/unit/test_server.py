@@ -173,3 +173,16 @@ def test_reader_that_takes_little_at_a_time_gets_all(pair: Pair) -> None:
     reader.join(10)
     assert time.monotonic() - began > 0.5
     assert taken.endswith(b"\r\n\r\n" + body)
+
+
+def test_cut_answer_is_no_clean_end_for_an_older_client_either() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), 5) as theirs:
+        ours, _ = server.accept()
+        response = Response(asking(version=(1, 0)), ours)
+        response.start_response("200 OK", [])
+        response.write(b"hello")
+        assert theirs.recv(4096).endswith(b"hello")
+        response.break_off()
+        ours.close()
+        with pytest.raises(ConnectionResetError):
+            theirs.recv(1)
