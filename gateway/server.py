@@ -53,10 +53,11 @@ _BAD_REQUEST = (400, "Bad Request", "The request is not HTTP as it should be.")
 class Response:
     """One answer on its way out. `start_response` is the application's; raises ValueError for a header that cannot be sent."""
 
-    __slots__ = ("_asked", "_body_allowed", "_chunked", "_head", "_left", "_send_s", "_sock", "must_close", "sent")
+    __slots__ = ("_body_allowed", "_chunked", "_head", "_left", "_method", "_send_s", "_sock", "_version", "must_close", "sent")
 
     def __init__(self, asked: Asked, sock: socket.socket, send_s: float = SEND_S) -> None:
-        self._asked, self._sock, self._send_s = asked, sock, send_s
+        # Not the request itself: its environ holds `force_close`, and a cycle would keep every body until the collector comes by.
+        self._method, self._version, self._sock, self._send_s = asked.method, asked.version, sock, send_s
         self._head: bytes | None = None
         self._chunked, self._body_allowed = False, True
         self._left: int | None = None
@@ -82,8 +83,8 @@ class Response:
                 self._left = int(value)
             if lowered not in hop_headers:
                 lines.append(f"{name}: {value}\r\n")
-        self._body_allowed = self._asked.method != "HEAD" and code not in (204, 304)
-        self._chunked = self._body_allowed and self._left is None and self._asked.version >= (1, 1)
+        self._body_allowed = self._method != "HEAD" and code not in (204, 304)
+        self._chunked = self._body_allowed and self._left is None and self._version >= (1, 1)
         if self._body_allowed and self._left is None and not self._chunked:
             self.must_close = True  # the end of the connection is the end of the body
         self._head = "".join(lines).encode("latin-1")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -186,3 +188,21 @@ def test_cut_answer_is_no_clean_end_for_an_older_client_either() -> None:
         ours.close()
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)
+
+
+class Marker:
+    """Something of a request."""
+
+
+def test_nothing_of_a_request_waits_for_the_garbage_collector(pair: Pair) -> None:
+    gc.disable()
+    try:
+        marker = Marker()
+        kept = weakref.ref(marker)
+        asked = Asked({"marker": marker}, "POST", (1, 1), False)
+        response = Response(asked, pair[0])
+        asked.environ["gateway.force_close"] = response.force_close
+        del marker, asked, response
+        assert kept() is None
+    finally:
+        gc.enable()
