@@ -94,6 +94,27 @@ def test_failed_look_up_is_not_kept() -> None:
     assert all(isinstance(lookup.error, OSError) for lookup in lookups)
 
 
+class ExhaustedNames(Names):
+    """Finds no memory, the first time."""
+
+    tries = 0
+
+    def resolve(self, host: str, port: int) -> list[Address]:
+        self.tries += 1
+        if self.tries == 1:
+            raise MemoryError
+        return [(socket.AF_INET, ("127.0.0.1", port))]
+
+
+def test_look_up_that_could_not_be_made_does_not_hold_the_name_for_ever() -> None:
+    names = ExhaustedNames(time.monotonic)
+    for found in (0, 1):
+        done = threading.Event()
+        lookup = names.look_up("upstream.example", 80, done)
+        assert done.wait(5)
+        assert (len(lookup.addresses), lookup.error is None) == (found, bool(found))
+
+
 def test_name_just_resolved_is_not_asked_again() -> None:
     names = Names(time.monotonic)
     woken = threading.Event()
