@@ -230,7 +230,8 @@ class Chunks:
 
     def close(self) -> None:
         """Give up what is not read to its end."""
-        if self._connection is not None or self._ready:
+        if self._connection is not None or self._ready or self._ending is not None:
+            # A new one in every case: the old one's traceback holds this object, and all of the call with it.
             self._ending = UpstreamInterrupted("The answer was given up.")
             self._ready = b""
             self._drop()

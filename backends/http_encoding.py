@@ -79,7 +79,7 @@ class Decoded:
             raise
 
     def close(self) -> None:
-        if self._tail or self._full:
+        if self._tail or self._full or self._broken is not None:  # as in Chunks.close
             self._broken = UpstreamInterrupted("The answer was given up.")
         self._blocks.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends.http import Chunks
 from gateway.backend import Body
 from gateway.errors import (
     BadRequest,
@@ -334,3 +336,23 @@ def test_end_before_the_first_byte_of_a_fresh_connection_means_unreachable(provi
     with pytest.raises(UpstreamUnreachable):
         client.send(PATH)
     assert len(provider.requests) == 1
+
+
+def test_broken_answer_that_was_closed_waits_for_no_garbage_collector(provider: Provider, client: Client) -> None:
+    provider.always("/v1/models", ResetAt(120, Default()))
+    gc.collect()
+    gc.disable()
+    try:
+        response = client.send()
+        with pytest.raises(UpstreamInterrupted):
+            for _ in response.chunks:
+                pass
+        response.close()
+        del response
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [one for one in gc.garbage if isinstance(one, Chunks)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
