@@ -68,8 +68,7 @@ def test_ctrl_c_while_the_server_starts_ends_it_without_a_traceback(tmp_path: Pa
     command = [sys.executable, "-m", "gateway.cli", "serve"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
-        while "To stop: Ctrl-C" not in server.stdout.readline():
-            pass
+        assert any("To stop: Ctrl-C" in line for line in iter(server.stdout.readline, ""))
         server.send_signal(signal.SIGINT)
         rest = server.stdout.read()
         assert server.wait(20) == 0
