@@ -10,6 +10,7 @@ from gateway.core.globs import matches
 from gateway.errors import Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
 from gateway.store.accounts import ApiKey, find_key
+from gateway.store.budgets import AccountLimits, AccountPath, Budget, account_path
 from gateway.store.database import Database
 
 REFUSAL = "The API key is missing, unknown, expired or revoked."
@@ -29,15 +30,50 @@ class Presented:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated key. `models` are names and globs; empty means every model."""
+    """An authenticated key. `models` are names and globs; empty means every model, but for the `denied_models`.
+
+    `budgets` and `limits`: those of the key, its user, its team and all together that are in force, as of the last look-up.
+    """
 
     key_id: int
     key_label: str
     user_id: int
     models: tuple[str, ...]
+    denied_models: tuple[str, ...] = ()
+    scopes: tuple[str, ...] | None = None
+    networks: tuple[str, ...] = ()
+    team_id: int | None = None
+    markup_ppm: int = 0
+    budgets: tuple[Budget, ...] = ()
+    limits: tuple[AccountLimits, ...] = ()
 
     def may_use(self, model: str) -> bool:
-        return not self.models or any(matches(model, pattern) for pattern in self.models)
+        allowed = not self.models or any(matches(model, pattern) for pattern in self.models)
+        return allowed and not any(matches(model, pattern) for pattern in self.denied_models)
+
+
+def principal_of(key: ApiKey, path: AccountPath) -> Principal:
+    return Principal(
+        key.id,
+        key.label,
+        key.user_id,
+        key.models,
+        key.denied_models,
+        key.scopes,
+        key.networks,
+        key.team_id,
+        key.markup_ppm,
+        path.budgets,
+        path.limits,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    until: float
+    generation: int
+    key: ApiKey
+    principal: Principal
 
 
 class Identity:
@@ -45,7 +81,7 @@ class Identity:
 
     def __init__(self, database: Database, hasher: KeyHasher, generation: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._hasher, self._generation, self._clock = database, hasher, generation, clock
-        self._known: dict[str, tuple[float, int, ApiKey]] = {}
+        self._known: dict[str, _Known] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -54,22 +90,28 @@ class Identity:
         """Raises Unauthenticated, or StoreUnavailable where the key is not in memory and the database does not answer."""
         if presented.scheme != "bearer" or not looks_like_key(presented.value):
             raise Unauthenticated(REFUSAL)
-        key = self._find(self._hasher.hash(presented.value))
+        known = self._find(self._hasher.hash(presented.value))
         now = time.time_ns() // 1_000_000
-        if key is None or key.user_disabled or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        if known is None or known.key.user_disabled or known.key.revoked_at is not None or (known.key.expires_at is not None and known.key.expires_at <= now):
             raise Unauthenticated(REFUSAL)
-        return Principal(key.id, key.label, key.user_id, key.models)
+        return known.principal
 
-    def _find(self, digest: str) -> ApiKey | None:
+    def _find(self, digest: str) -> _Known | None:
         generation, now = self._generation(), self._clock()
         known = self._known.get(digest)
-        if known is not None and known[0] > now and known[1] == generation:
-            return known[2]
-        key = self._database.read(lambda: find_key(digest))
-        if key is None:
+        if known is not None and known.until > now and known.generation == generation:
+            return known
+        found = self._database.read(lambda: _looked_up(digest))
+        if found is None:
             self._known.pop(digest, None)
             return None
         if len(self._known) >= CACHE_KEYS:
             self._known.clear()
-        self._known[digest] = (now + CACHE_S, generation, key)
-        return key
+        key, path = found
+        known = self._known[digest] = _Known(now + CACHE_S, generation, key, principal_of(key, path))
+        return known
+
+
+def _looked_up(digest: str) -> tuple[ApiKey, AccountPath] | None:
+    key = find_key(digest)
+    return None if key is None else (key, account_path(key.id, key.user_id, key.team_id))

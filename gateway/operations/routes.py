@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gateway.backend import Body, Call, Cancellation, Services
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.exchange import Exchange, OpenExchanges
-from gateway.core.identity import Principal
+from gateway.core.identity import principal_of
 from gateway.core.routing import Candidate, Router
 from gateway.dialects.document import Fields
 from gateway.errors import GatewayError, ModelNotFound, StoreUnavailable
@@ -17,6 +17,7 @@ from gateway.operations.keys import find_key, key_state
 from gateway.secrets import Vault
 from gateway.settings import Settings
 from gateway.store.accounts import ApiKey
+from gateway.store.budgets import AccountPath
 from gateway.store.database import Database
 
 
@@ -92,5 +93,5 @@ def _excluded(reasons: Mapping[str, str], problems: Mapping[str, str]) -> tuple[
 
 def _exchange(key: ApiKey, model: str, endpoint: str, dialect: str, at: int) -> Exchange:
     call = Call(dialect, "POST", endpoint, "", (), Body.of(b""), Fields(model=model), dict, False, math.inf, Cancellation())
-    principal = Principal(key.id, key.label, key.user_id, key.models)
+    principal = principal_of(key, AccountPath())
     return OpenExchanges("explain", now_ms=lambda: at).begin(call, principal, _NoClient(), endpoint, model)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
-from peewee import Expression
+from peewee import JOIN, Expression
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
-from gateway.store.models import ApiKeyRow, MarkRow, UserRow
+from gateway.store.models import ApiKeyRow, MarkRow, TeamRow, UserRow
 
 _ONLY_MARK = "pepper"
 
@@ -35,11 +36,26 @@ class User:
     name: str
     created_at: int
     disabled_at: int | None
+    team_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """`markup_ppm`: what its users are charged above the cost, in millionths of it; negative for a discount."""
+
+    id: int
+    name: str
+    markup_ppm: int
+    created_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key in any state, without its hash: whoever asks judges the times. `models` empty: all are allowed."""
+    """A key in any state, without its hash: whoever asks judges the times. `models` empty: all are allowed, but for `denied_models`.
+
+    `scopes` None: every one. `networks` empty: it may be used from anywhere. `batch`: the keys that were made together.
+    `team_id` and `markup_ppm` are its user's team's.
+    """
 
     id: int
     user_id: int
@@ -53,6 +69,54 @@ class ApiKey:
     expires_at: int | None
     revoked_at: int | None
     successor_id: int | None
+    team_id: int | None = None
+    markup_ppm: int = 0
+    denied_models: tuple[str, ...] = ()
+    scopes: tuple[str, ...] | None = None
+    networks: tuple[str, ...] = ()
+    batch: str | None = None
+
+
+class KeyFields(TypedDict, total=False):
+    """What can be set of a key, at its creation and later. Empty lists stand for no restriction."""
+
+    models: Sequence[str]
+    denied_models: Sequence[str]
+    scopes: Sequence[str] | None
+    networks: Sequence[str]
+    batch: str | None
+
+
+def create_team(name: str, at: int, markup_ppm: int = 0) -> Team:
+    """Raises Conflict for a name that is taken."""
+    row = TeamRow.create(name=name, markup_ppm=markup_ppm, created_at=at)
+    raise_generation()
+    return _team(row)
+
+
+def find_team(name: str) -> Team | None:
+    row = TeamRow.get_or_none(TeamRow.name == name)
+    return None if row is None else _team(row)
+
+
+def list_teams() -> list[Team]:
+    return [_team(row) for row in TeamRow.select().order_by(TeamRow.id)]
+
+
+def set_team_markup(team_id: int, markup_ppm: int) -> Team:
+    """Raises NotFound."""
+    if not TeamRow.update(markup_ppm=markup_ppm).where(TeamRow.id == team_id).execute():
+        raise NotFound(f"There is no team {team_id}.")
+    raise_generation()
+    return _team(TeamRow.get_by_id(team_id))
+
+
+def set_user_team(user_id: int, team_id: int | None) -> User:
+    """None takes the user out of every team. Raises NotFound, or Conflict for a team that does not exist."""
+    if not UserRow.update(team=team_id).where(UserRow.id == user_id).execute():
+        raise NotFound(f"There is no user {user_id}.")
+    raise_generation()
+    return _user(UserRow.get_by_id(user_id))
 
 
 def create_user(name: str, at: int) -> User:
@@ -80,14 +144,30 @@ def set_user_disabled(user_id: int, at: int | None) -> User:
 
 
 def create_key(
-    user_id: int, hash: str, at: int, *, prefix: str, suffix: str, label: str = "", models: Sequence[str] = (), expires_at: int | None = None
+    user_id: int, hash: str, at: int, *, prefix: str, suffix: str, label: str = "", expires_at: int | None = None, **given: Unpack[KeyFields]
 ) -> ApiKey:
     """Raises Conflict for a user that does not exist."""
-    row = ApiKeyRow.create(
-        user=user_id, hash=hash, label=label, prefix=prefix, suffix=suffix, models=list(models), created_at=at, expires_at=expires_at, revoked_at=None
-    )
+    plain = {"label": label, "prefix": prefix, "suffix": suffix, "created_at": at, "expires_at": expires_at, "revoked_at": None}
+    row = ApiKeyRow.create(user=user_id, hash=hash, **plain, **_columns({"models": (), **given}))
     raise_generation()
     return _existing(row.id)
+
+
+def set_key(key_id: int, **changed: Unpack[KeyFields]) -> ApiKey:
+    """Raises NotFound."""
+    _existing(key_id)
+    if changed:
+        ApiKeyRow.update(**_columns(changed)).where(ApiKeyRow.id == key_id).execute()
+        raise_generation()
+    return _existing(key_id)
+
+
+def _columns(given: KeyFields) -> dict[str, object]:
+    """The row's columns. Raises TypeError for a name that cannot be set."""
+    unknown = set(given) - set(KeyFields.__annotations__)
+    if unknown:
+        raise TypeError(f"not a key's field: {', '.join(sorted(unknown))}")
+    return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
 
 
 def list_keys(user_id: int | None = None) -> list[ApiKey]:
@@ -127,11 +207,16 @@ def expire_key(key_id: int, at: int, *, successor_id: int | None = None) -> ApiK
 
 
 def _user(row: UserRow) -> User:
-    return User(row.id, row.name, row.created_at, row.disabled_at)
+    return User(row.id, row.name, row.created_at, row.disabled_at, row.__data__.get("team"))
+
+
+def _team(row: TeamRow) -> Team:
+    return Team(row.id, row.name, row.markup_ppm, row.created_at)
 
 
 def _keys(where: Expression | None) -> list[ApiKey]:
-    query = ApiKeyRow.select(ApiKeyRow, UserRow).join(UserRow, on=ApiKeyRow.user == UserRow.id).order_by(ApiKeyRow.id)
+    query = ApiKeyRow.select(ApiKeyRow, UserRow, TeamRow).join(UserRow, on=ApiKeyRow.user == UserRow.id)
+    query = query.join(TeamRow, JOIN.LEFT_OUTER, on=UserRow.team == TeamRow.id).order_by(ApiKeyRow.id)
     return [_key(row) for row in (query if where is None else query.where(where))]
 
 
@@ -147,6 +232,7 @@ def _existing(key_id: int) -> ApiKey:
 
 
 def _key(row: ApiKeyRow) -> ApiKey:
+    team = row.user.team
     return ApiKey(
         id=row.id,
         user_id=row.user.id,
@@ -160,4 +246,10 @@ def _key(row: ApiKeyRow) -> ApiKey:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         successor_id=row.__data__["successor"],
+        team_id=None if team is None else team.id,
+        markup_ppm=0 if team is None else team.markup_ppm,
+        denied_models=tuple(row.denied_models or ()),
+        scopes=None if row.scopes is None else tuple(row.scopes),
+        networks=tuple(row.networks or ()),
+        batch=row.batch,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
@@ -17,7 +17,9 @@ __all__ = [
     "Deployment",
     "DeploymentFields",
     "Model",
+    "ModelFields",
     "Price",
+    "Tier",
     "add_price",
     "create_deployment",
     "create_model",
@@ -38,12 +40,30 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A public name, or a glob of names. `on_client_gone`: "cancel" or "drain"."""
+    """A public name, or a glob of names. `on_client_gone`: "cancel" or "drain"; what the rest means stands in the row's docstring."""
 
     id: int
     name: str
     on_client_gone: str
     created_at: int
+    max_output: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    queue_size: int | None = None
+    queue_s: float | None = None
+
+
+class ModelFields(TypedDict, total=False):
+    """What can be set of a model."""
+
+    on_client_gone: str
+    max_output: int | None
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+    queue_size: int | None
+    queue_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +114,19 @@ class DeploymentFields(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """The rates of a whole call whose input is more than `above` tokens."""
+
+    above: int
+    rates: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """What an upstream's model (a name or a glob) costs from `valid_from` on: pico-USD per token of a bucket, nano-USD per call."""
+    """What an upstream's model (a name or a glob) costs from `valid_from` on: pico-USD per token of a bucket, nano-USD per call.
+
+    `tiers`: by `above`, rising. `variants`: the rates of a service tier ("batch", "flex", "priority") in place of the plain ones.
+    """
 
     id: int
     model: str
@@ -104,6 +135,8 @@ class Price:
     per_call_nano: int
     source: str
     created_at: int
+    tiers: tuple[Tier, ...] = ()
+    variants: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +176,12 @@ def find_model(name: str) -> Model | None:
     return None if row is None else _model(row)
 
 
-def set_model(model_id: int, *, on_client_gone: str) -> Model:
+def set_model(model_id: int, **changed: Unpack[ModelFields]) -> Model:
     """Raises NotFound."""
-    _apply(ModelRow.update(on_client_gone=on_client_gone).where(ModelRow.id == model_id).execute(), "model", model_id)
+    unknown = set(changed) - set(ModelFields.__annotations__)
+    if unknown or not changed:
+        raise TypeError(f"not a model's field: {', '.join(sorted(unknown)) or 'none named'}")
+    _apply(ModelRow.update(**changed).where(ModelRow.id == model_id).execute(), "model", model_id)
     return _model(ModelRow.get_by_id(model_id))
 
 
@@ -187,12 +223,24 @@ def delete_deployment(deployment_id: int) -> None:
     _apply(DeploymentRow.delete().where(DeploymentRow.id == deployment_id).execute(), "deployment", deployment_id)
 
 
-def add_price(model: str, valid_from: int, rates: Mapping[str, int], at: int, *, per_call_nano: int = 0, source: str = "") -> Price:
+def add_price(
+    model: str,
+    valid_from: int,
+    rates: Mapping[str, int],
+    at: int,
+    *,
+    per_call_nano: int = 0,
+    source: str = "",
+    tiers: Sequence[Tier] = (),
+    variants: Mapping[str, Mapping[str, int]] | None = None,
+) -> Price:
     """Raises Conflict if the model has a price from that moment, ValueError for rates that are not whole and positive, or of no bucket."""
-    amounts = [*rates.values(), per_call_nano]
-    if not set(rates) <= set(BUCKETS) or any(type(amount) is not int or amount < 0 for amount in amounts):
-        raise ValueError(f"a price is a whole number of 0 or more for each of: {', '.join(BUCKETS)}")
-    row = PriceRow.create(model=model, valid_from=valid_from, rates=dict(rates), per_call_nano=per_call_nano, source=source, created_at=at)
+    for each in (rates, *(tier.rates for tier in tiers), *(variants or {}).values()):
+        if not set(each) <= set(BUCKETS) or any(type(amount) is not int or amount < 0 for amount in (*each.values(), per_call_nano)):
+            raise ValueError(f"a price is a whole number of 0 or more for each of: {', '.join(BUCKETS)}")
+    rising = [{"above": tier.above, "rates": dict(tier.rates)} for tier in sorted(tiers, key=lambda tier: tier.above)]
+    more = {"tiers": rising or None, "variants": {name: dict(each) for name, each in variants.items()} if variants else None}
+    row = PriceRow.create(model=model, valid_from=valid_from, rates=dict(rates), per_call_nano=per_call_nano, source=source, created_at=at, **more)
     raise_generation()
     return _price(row)
 
@@ -219,7 +267,8 @@ def _columns(given: DeploymentFields) -> dict[str, Any]:
 
 
 def _model(row: ModelRow) -> Model:
-    return Model(row.id, row.name, row.on_client_gone, row.created_at)
+    limits = (row.max_output, row.rpm, row.tpm, row.concurrency, row.queue_size, row.queue_s)
+    return Model(row.id, row.name, row.on_client_gone, row.created_at, *limits)
 
 
 def _deployment(row: DeploymentRow) -> Deployment:
@@ -247,4 +296,5 @@ def _deployment(row: DeploymentRow) -> Deployment:
 
 
 def _price(row: PriceRow) -> Price:
-    return Price(row.id, row.model, row.valid_from, row.rates, row.per_call_nano, row.source, row.created_at)
+    tiers = tuple(Tier(tier["above"], tier["rates"]) for tier in row.tiers or ())
+    return Price(row.id, row.model, row.valid_from, row.rates, row.per_call_nano, row.source, row.created_at, tiers, row.variants or {})

@@ -15,7 +15,8 @@ from gateway.dialects.events import BUCKETS, Usage
 from gateway.store import exchanges
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
-from gateway.store.models import EntryRow, database, storable
+from gateway.store.models import database, storable
+from gateway.store.models_money import EntryRow
 
 DAY_MS = 86_400_000
 
@@ -24,9 +25,11 @@ DAY_MS = 86_400_000
 class Entry:
     """One line of the ledger. `kind`: usage, credit, adjust, rerate or void; `usage_source`: provider, estimated or none.
 
-    `amount` is charged to the user, `cost` is what the operator pays; nano-USD. `rates` are the pico-USD per token that
-    were used, `price` the id of their row. `deployment` and `credential` are a name and a label. When it is read back,
-    `flags` holds the usage's own flags too. `id` is given by the database.
+    `amount` is charged to the user, `cost` is what the operator pays; nano-USD, both negative where something is given back.
+    `markup_ppm`: by how many millionths of the cost the amount is above it. `rates` are the pico-USD per token that were used (and
+    "per_call", nano-USD), `price` the id of their row. `windows`: the budget windows whose `spent` the amount is part of.
+    `deployment` and `credential` are a name and a label. When it is read back, `flags` holds the usage's own flags too. `api_key`
+    and `user` are 0 where an entry is nobody's. `id` is given by the database.
     """
 
     exchange: str
@@ -51,6 +54,9 @@ class Entry:
     price: int | None = None
     credential: str | None = None
     first_byte_ms: int | None = None
+    markup_ppm: int = 0
+    windows: tuple[int, ...] = ()
+    note: str | None = None
     id: int | None = None
 
 
@@ -67,10 +73,10 @@ class Total:
 
 _PLAIN = (
     *("exchange", "kind", "attempt", "corrects", "api_key", "user", "team", "amount", "cost", "price", "ending", "usage_source"),
-    *("model_asked", "model_served", "deployment", "credential", "first_byte_ms", "total_ms", "at"),
+    *("model_asked", "model_served", "deployment", "credential", "first_byte_ms", "total_ms", "at", "markup_ppm", "note"),
 )
 _PLAIN_VALUES, _TOKENS = attrgetter(*_PLAIN), attrgetter(*BUCKETS)
-_COLUMNS = (*("corrects_id" if name == "corrects" else name for name in _PLAIN), *BUCKETS, "usage_raw", "flags", "rates")
+_COLUMNS = (*("corrects_id" if name == "corrects" else name for name in _PLAIN), *BUCKETS, "usage_raw", "flags", "rates", "windows")
 _INSERT = insert_sql("entry", _COLUMNS, "(exchange, kind, attempt) WHERE corrects_id IS NULL DO NOTHING")
 
 
@@ -128,11 +134,13 @@ def _day(number: int) -> str:
 def _values(entry: Entry) -> Sequence[Any]:
     raw = None if entry.usage.raw is None else json.dumps(entry.usage.raw)
     flags = ",".join(dict.fromkeys((*entry.flags, *entry.usage.flags)))
-    return storable((*_PLAIN_VALUES(entry), *_TOKENS(entry.usage), raw, flags, json.dumps(dict(entry.rates))))
+    return storable((*_PLAIN_VALUES(entry), *_TOKENS(entry.usage), raw, flags, json.dumps(dict(entry.rates)), json.dumps(entry.windows)))
 
 
 def _entry(row: EntryRow) -> Entry:
     plain = {name: row.__data__[name] for name in _PLAIN}
     usage = Usage(**{name: getattr(row, name) for name in BUCKETS}, raw=None if row.usage_raw is None else json.loads(row.usage_raw))
     flags = tuple(row.flags.split(",")) if row.flags else ()
-    return Entry(**plain, usage=usage, flags=flags, rates=json.loads(row.rates), id=row.id)
+    plain["markup_ppm"] = plain["markup_ppm"] or 0
+    windows = tuple(json.loads(row.windows or "[]"))
+    return Entry(**plain, usage=usage, flags=flags, rates=json.loads(row.rates), windows=windows, id=row.id)

@@ -1,4 +1,4 @@
-"""The schema on one page. Rows stay inside the store: query functions turn them into frozen values.
+"""The schema of the configuration on one page; models_money.py has that of the money. Rows stay inside the store: query functions turn them into frozen values.
 
 `migrations/` holds the same schema as it grew; a test proves that both agree. Times are milliseconds since 1970 UTC,
 money is nano-USD, prices are pico-USD per token. `database` is bound once per process by `Database.bind`.
@@ -12,7 +12,6 @@ from typing import Any
 
 from peewee import (
     AutoField,
-    BigAutoField,
     BigIntegerField,
     BlobField,
     BooleanField,
@@ -74,18 +73,35 @@ class MarkRow(Row):
         table_name = "mark"
 
 
+class TeamRow(Row):
+    """`markup_ppm`: what its users pay above the cost, in millionths of it; a discount is negative."""
+
+    id = AutoField()
+    name = TextField(unique=True)
+    markup_ppm = BigIntegerField()
+    created_at = BigIntegerField()
+
+    class Meta:
+        table_name = "team"
+
+
 class UserRow(Row):
     id = AutoField()
     name = TextField(unique=True)
     created_at = BigIntegerField()
     disabled_at = BigIntegerField(null=True)
+    team = ForeignKeyField(TeamRow, null=True)
 
     class Meta:
         table_name = "user"
 
 
 class ApiKeyRow(Row):
-    """`models`: names or globs that the key may use, none for all. `successor`: the key that a rotation put in its place."""
+    """`models`: names or globs that the key may use, none for all; `denied_models`: those of them that it may not; null for none.
+
+    `scopes`: what it may do, null for everything; `networks`: from where it may be used, null for anywhere; `batch`: the name of the keys
+    that were made together; `successor`: the key that a rotation put in its place.
+    """
 
     id = AutoField()
     user = ForeignKeyField(UserRow)
@@ -98,6 +114,10 @@ class ApiKeyRow(Row):
     expires_at = BigIntegerField(null=True)
     revoked_at = BigIntegerField(null=True)
     successor = ForeignKeyField("self", null=True)
+    denied_models = JsonField(null=True)
+    scopes = JsonField(null=True)
+    networks = JsonField(null=True)
+    batch = TextField(null=True, index=True)
 
     class Meta:
         table_name = "api_key"
@@ -128,12 +148,22 @@ class CredentialRow(Row):
 
 
 class ModelRow(Row):
-    """`name` is exact or a glob; `on_client_gone` is "cancel" or "drain"."""
+    """`name` is exact or a glob; `on_client_gone` is "cancel" or "drain". Limits of all its callers together; null for none.
+
+    `max_output`: tokens that a call may answer where it names no limit itself, null for the default. `queue_size` calls may wait for
+    at most `queue_s` seconds while the model is at a limit; null: none waits.
+    """
 
     id = AutoField()
     name = TextField(unique=True)
     on_client_gone = TextField()
     created_at = BigIntegerField()
+    max_output = IntegerField(null=True)
+    rpm = IntegerField(null=True)
+    tpm = IntegerField(null=True)
+    concurrency = IntegerField(null=True)
+    queue_size = IntegerField(null=True)
+    queue_s = DoubleField(null=True)
 
     class Meta:
         table_name = "model"
@@ -167,7 +197,11 @@ class DeploymentRow(Row):
 
 
 class PriceRow(Row):
-    """`model` is the upstream's name, exact or a glob; `rates` maps a bucket to pico-USD per token."""
+    """`model` is the upstream's name, exact or a glob; `rates` maps a bucket to pico-USD per token.
+
+    `tiers`: a list of {"above": tokens, "rates": {...}}, for calls with more input than that; `variants`: rates by service tier
+    ("batch", "flex", "priority"); null for none.
+    """
 
     id = AutoField()
     model = TextField()
@@ -176,6 +210,8 @@ class PriceRow(Row):
     per_call_nano = BigIntegerField()
     source = TextField()
     created_at = BigIntegerField()
+    tiers = JsonField(null=True)
+    variants = JsonField(null=True)
 
     class Meta:
         table_name = "price"
@@ -200,52 +236,10 @@ class ExchangeTableRow(Row):
         indexes = ((("api_key", "at"), False),)
 
 
-class EntryRow(Row):
-    """The ledger: append-only, triggers refuse UPDATE and DELETE. A row with `corrects` is a correction of that entry."""
-
-    id = BigAutoField()
-    exchange = TextField()
-    kind = TextField()
-    attempt = IntegerField()
-    corrects = ForeignKeyField("self", null=True)
-    api_key = BigIntegerField()
-    user = BigIntegerField()
-    team = BigIntegerField(null=True)
-    amount = BigIntegerField()
-    cost = BigIntegerField()
-    input_uncached = BigIntegerField()
-    cache_read = BigIntegerField()
-    cache_write_5m = BigIntegerField()
-    cache_write_1h = BigIntegerField()
-    audio_in = BigIntegerField()
-    image_in = BigIntegerField()
-    output_text = BigIntegerField()
-    reasoning = BigIntegerField()
-    audio_out = BigIntegerField()
-    usage_raw = TextField(null=True)
-    flags = TextField()
-    rates = TextField()
-    price = BigIntegerField(null=True)
-    ending = TextField()
-    usage_source = TextField()
-    model_asked = TextField()
-    model_served = TextField()
-    deployment = TextField()
-    credential = TextField(null=True)
-    first_byte_ms = BigIntegerField(null=True)
-    total_ms = BigIntegerField()
-    at = BigIntegerField(index=True)
-
-    class Meta:
-        table_name = "entry"
-        indexes = ((("api_key", "at"), False), (("user", "at"), False))
-
-
-EntryRow.add_index(EntryRow.exchange, EntryRow.kind, EntryRow.attempt, unique=True, where=EntryRow.corrects.is_null(), name="entry_original")
-
-MODELS: tuple[type[Row], ...] = (
+CONFIGURATION: tuple[type[Row], ...] = (
     GenerationRow,
     MarkRow,
+    TeamRow,
     UserRow,
     ApiKeyRow,
     PoolRow,
@@ -254,5 +248,4 @@ MODELS: tuple[type[Row], ...] = (
     DeploymentRow,
     PriceRow,
     ExchangeTableRow,
-    EntryRow,
 )

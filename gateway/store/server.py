@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import peewee
 
-from gateway.store.models import EntryRow, database
+from gateway.store.models import database
+from gateway.store.models_money import EntryRow
 
 
 @dataclass(frozen=True, slots=True)

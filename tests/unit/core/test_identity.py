@@ -12,6 +12,7 @@ from gateway.errors import StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
 from gateway.store import accounts
 from gateway.store.accounts import ApiKey
+from gateway.store.budgets import AccountPath
 from gateway.store.database import Database
 from tests.factories import Clock, migrated, now_ms
 
@@ -38,8 +39,8 @@ class Away:
 class Everybody:
     """Knows every key."""
 
-    def read(self, work: Callable[[], Any]) -> ApiKey:
-        return ApiKey(1, 1, "ann", False, "", "", "", (), 0, None, None, None)
+    def read(self, work: Callable[[], Any]) -> tuple[ApiKey, AccountPath]:
+        return ApiKey(1, 1, "ann", False, "", "", "", (), 0, None, None, None), AccountPath()
 
 
 class Stage:

@@ -38,7 +38,7 @@ def test_failed_commit_withholds_the_end_and_logs_the_complete_entry(stage: Book
     assert (line["level"], line["exchange"]) == ("critical", made.id)
     logged = line["entry"]
     counts: dict[str, Any] = {name: tuple(value) if name == "flags" else value for name, value in logged["usage"].items()}
-    rebuilt = Entry(**{**logged, "usage": Usage(**counts), "flags": tuple(logged["flags"])})
+    rebuilt = Entry(**{**logged, "usage": Usage(**counts), "flags": tuple(logged["flags"]), "windows": tuple(logged["windows"])})
     stage.ledger.settle(again := stage.answered(price(rate=1000, id=9)), Ending.COMPLETE, USED)
     (booked,) = stage.entries()
     assert _comparable(rebuilt) == _comparable(booked) | {"exchange": made.id, "at": made.at}

@@ -14,8 +14,9 @@ import pytest
 from playhouse.schema_diff import diff_models  # type: ignore[import-untyped]
 
 from gateway.store.database import CannotOpen, Conflict, Database, SchemaMismatch
-from gateway.store.models import MODELS, GenerationRow
+from gateway.store.models import GenerationRow
 from gateway.store.models import database as bound
+from gateway.store.models_money import MODELS
 from tests.fakes.postgres import Postgres
 
 Opener = Callable[..., Database]
@@ -32,13 +33,13 @@ print(database.migrate())
 def test_migrations_are_applied_once(sqlite_url: str, opened: Opener) -> None:
     database = opened(sqlite_url, migrate=False)
 
-    assert database.migrate() == ["0001_initial", "0002_deployment_proxy"]
+    assert database.migrate() == ["0001_initial", "0002_deployment_proxy", "0003_money"]
     assert database.migrate() == []
     assert database.pending() == []
 
 
 def test_an_empty_server_database_has_everything_pending(postgres_url: str, opened: Opener) -> None:
-    assert opened(postgres_url, migrate=False).pending() == ["0001_initial", "0002_deployment_proxy"]
+    assert opened(postgres_url, migrate=False).pending() == ["0001_initial", "0002_deployment_proxy", "0003_money"]
 
 
 def test_processes_that_start_together_apply_each_migration_once(url: str, opened: Opener) -> None:
@@ -53,7 +54,7 @@ def test_processes_that_start_together_apply_each_migration_once(url: str, opene
         runner.stdin.flush()
     answers = sorted(runner.communicate(timeout=30)[0].strip() for runner in runners)
 
-    assert answers == ["['0001_initial', '0002_deployment_proxy']", "[]", "[]", "[]"]
+    assert answers == ["['0001_initial', '0002_deployment_proxy', '0003_money']", "[]", "[]", "[]"]
     assert opened(url, migrate=False).pending() == []
 
 
@@ -120,7 +121,7 @@ def test_a_failing_migration_leaves_nothing_half_done(url: str, opened: Opener) 
 
     with pytest.raises(CannotOpen, match=r"^cannot migrate the database .*already exists$"):
         database.migrate()
-    assert database.pending() == ["0001_initial", "0002_deployment_proxy"]
+    assert database.pending() == ["0001_initial", "0002_deployment_proxy", "0003_money"]
     assert database.read(lambda: GenerationRow.select().count()) == 1
 
 
