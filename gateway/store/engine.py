@@ -57,6 +57,7 @@ class Engine(ABC):
 
     read_mode: ClassVar[str]
     write_mode: ClassVar[tuple[str, ...]]
+    shared: ClassVar[bool]
     peewee: Any
     """The peewee.Database."""
     place: str
@@ -218,6 +219,7 @@ class SqliteEngine(Engine):
 
     read_mode = "DEFERRED"
     write_mode = ("IMMEDIATE",)
+    shared = False
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__()
@@ -296,6 +298,7 @@ class PostgresEngine(Engine):
 
     read_mode = "REPEATABLE READ, READ ONLY"
     write_mode = ()
+    shared = True
 
     def __init__(self, url: str, timeout_s: float) -> None:
         super().__init__()
@@ -377,3 +380,10 @@ def executemany(database: Any, sql: str, rows: Sequence[Sequence[Any]]) -> None:
     """Run one statement for many rows on a bound database; `?` stands for a parameter on both engines."""
     if rows:
         database.connection().cursor().executemany(sql.replace("?", database.param), rows)
+
+
+def locked(database: Any, select: str, parameters: Sequence[Any]) -> list[Any]:
+    """The rows of a SELECT, locked in the order of their ids until the transaction ends. A write transaction of SQLite has locked everything."""
+    lock = "" if database.param == "?" else " FOR UPDATE"
+    rows: list[Any] = database.execute_sql(f"{select} ORDER BY id{lock}".replace("?", database.param), parameters).fetchall()
+    return rows
