@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, catalog, credentials, prices, reports, server
+from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -35,6 +35,8 @@ for command in (
     catalog.deployment,
     credentials.credential,
     prices.price,
+    budgets.budget,
+    ledger.ledger,
     reports.report,
     reports.route,
     server.plugins,

@@ -1,0 +1,96 @@
+"""`gateway budget`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gateway.cli.opened import now_ms, opened
+from gateway.cli.printing import emit, json_option, moment, table
+from gateway.cli.values import Parsed
+from gateway.operations import budgets
+from gateway.operations.budgets import ListedBudget, Subject
+from gateway.operations.prices import nano_usd, usd
+
+AMOUNT = Parsed("USD", nano_usd)
+
+
+@click.group()
+def budget() -> None:
+    """Budgets: what a key, a user or everybody may spend. They are never overrun: a call that may cost too much is refused before it is sent."""
+
+
+@budget.command("set")
+@click.option("--key", "key", metavar="KEY", help="Of one key.")
+@click.option("--user", "user", metavar="NAME", help="Of a user: all keys together.")
+@click.option("--global", "everybody", is_flag=True, help="Of everybody together.")
+@click.option("--period", type=click.Choice(("day", "month", "total")), required=True, help="When it begins anew; a total never does.")
+@click.option("--limit", type=AMOUNT, required=True, metavar="USD", help="Such as 20 or 0.50. 0 leaves no room but for what costs nothing.")
+@click.option("--timezone", metavar="ZONE", help="Where its days and months begin, such as Europe/Berlin. Default: as it is, or UTC.")
+@click.option("--soft", is_flag=True, help="Count, and refuse nothing.")
+@json_option
+def set_budget(key: str | None, user: str | None, everybody: bool, period: str, limit: int, timezone: str | None, soft: bool, as_json: bool) -> None:
+    """Begin a budget, or change it. It counts from now on."""
+    subjects = [Subject("key", key)] if key is not None else []
+    subjects += [Subject("user", user)] if user is not None else []
+    subjects += [Subject("global")] if everybody else []
+    if len(subjects) != 1:
+        raise click.UsageError("name one of --key, --user and --global")
+    with opened() as here:
+        made = budgets.set_budget(here.database, subjects[0], period, limit, now_ms(), timezone=timezone, soft=soft)
+        listed = next(each for each in budgets.list_budgets(here.database, now_ms()) if each.budget.id == made.id)
+    line = f"budget {made.id}: {usd(made.limit_nano)} USD a {period}" if period != "total" else f"budget {made.id}: {usd(made.limit_nano)} USD in total"
+    emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}, time zone {made.timezone}{', soft' if soft else ''}"])
+
+
+@budget.command("list")
+@json_option
+def list_budgets(as_json: bool) -> None:
+    """List the budgets in force, with what is spent, and held by calls under way."""
+    with opened() as here:
+        found = budgets.list_budgets(here.database, now_ms())
+    headings = ("ID", "OF", "WHO", "PERIOD", "LIMIT", "SPENT", "HELD", "LEFT", "BEGINS ANEW")
+    empty = ["No budgets yet. Set one: gateway budget set --user NAME --period month --limit 20"]
+    emit(as_json, [_document(item) for item in found], lambda: table(headings, map(_row, found), right=headings[4:8]) if found else empty)
+
+
+@budget.command("end")
+@click.argument("budget_id", type=int, metavar="ID")
+@json_option
+def end_budget(budget_id: int, as_json: bool) -> None:
+    """End a budget: it refuses and counts nothing more; what it counted stays in the books."""
+    with opened() as here:
+        budgets.end_budget(here.database, budget_id, now_ms())
+    emit(as_json, {"id": budget_id, "ended": True}, lambda: [f"budget {budget_id} ended"])
+
+
+def _amounts(item: ListedBudget) -> tuple[int, int, int]:
+    """Spent, held, left."""
+    spent, held = (item.window.spent, item.window.held) if item.window else (0, 0)
+    return spent, held, item.budget.limit_nano - spent - held
+
+
+def _row(item: ListedBudget) -> tuple[object, ...]:
+    one = item.budget
+    period = one.period + (", soft" if one.soft else "")
+    return one.id, one.kind, item.whose, period, usd(one.limit_nano), *map(usd, _amounts(item)), moment(item.resets_at, "never")
+
+
+def _document(item: ListedBudget) -> dict[str, Any]:
+    one = item.budget
+    spent, held, left = _amounts(item)
+    return {
+        "id": one.id,
+        "kind": one.kind,
+        "subject": one.subject,
+        "name": item.whose,
+        "period": one.period,
+        "timezone": one.timezone,
+        "soft": one.soft,
+        "limit_nano_usd": one.limit_nano,
+        "spent_nano_usd": spent,
+        "held_nano_usd": held,
+        "remaining_nano_usd": left,
+        "resets_at": item.resets_at,
+    }

@@ -1,0 +1,80 @@
+"""Budgets: what a key, a user or everybody may spend in a day, a month or altogether. A change reaches every worker within a second."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from zoneinfo import available_timezones
+
+from gateway.core.periods import known_zone, window
+from gateway.errors import BadRequest
+from gateway.operations.keys import required_key
+from gateway.operations.users import required_user
+from gateway.store import accounts, budgets
+from gateway.store.budgets import Budget, Window
+from gateway.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose budget: `reference` is a user's name, a key's id or label, or "" for everybody ("global")."""
+
+    kind: str
+    reference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBudget:
+    """`whose` is for people. `window` None: nothing was spent or held in the period that is open, which ends at `resets_at`."""
+
+    budget: Budget
+    whose: str
+    window: Window | None
+    resets_at: int | None
+
+
+def set_budget(database: Database, subject: Subject, period: str, limit_nano: int, at: int, *, timezone: str | None = None, soft: bool = False) -> Budget:
+    """Begin a budget or change it. `timezone` None: as it is, or UTC. Raises BadRequest, NotFound."""
+    if period not in budgets.PERIODS:
+        raise BadRequest(f"a budget is for a {', '.join(budgets.PERIODS)}, not {period!r}")
+    if timezone is not None and not known_zone(timezone):
+        close = difflib.get_close_matches(timezone, available_timezones(), 1)
+        raise BadRequest(f"there is no time zone {timezone!r}" + (f"; did you mean {close[0]}?" if close else "; write one such as Europe/Berlin"))
+
+    def work() -> Budget:
+        id = _subject_id(subject, at)
+        known = [each for each in budgets.list_budgets() if (each.kind, each.subject, each.period) == (subject.kind, id, period)]
+        zone = timezone or (known[0].timezone if known else "UTC")
+        return budgets.set_budget(subject.kind, id, period, zone, limit_nano, at, soft=soft)
+
+    return database.write(work)
+
+
+def list_budgets(database: Database, at: int) -> list[ListedBudget]:
+    """Those in force, with what is spent and held in the open period."""
+
+    def work() -> list[ListedBudget]:
+        found = budgets.list_budgets()
+        windows = {each.budget_id: each for each in budgets.windows_of([each.id for each in found], at)}
+        users = {user.id: user.name for user in accounts.list_users()}
+        keys = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
+        teams = {team.id: team.name for team in accounts.list_teams()}
+        names = {"user": users, "key": keys, "team": teams, "global": {0: "everybody"}}
+        return [
+            ListedBudget(each, names[each.kind].get(each.subject, f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
+            for each in found
+        ]
+
+    return database.read(work)
+
+
+def end_budget(database: Database, budget_id: int, at: int) -> None:
+    """It refuses and counts nothing more. Raises NotFound."""
+    database.write(lambda: budgets.end_budget(budget_id, at))
+
+
+def _subject_id(subject: Subject, at: int) -> int:
+    """For use inside a database work. Raises NotFound, BadRequest."""
+    if subject.kind == "key":
+        return required_key(subject.reference, at).id
+    return required_user(subject.reference).id if subject.kind == "user" else 0

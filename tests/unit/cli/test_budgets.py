@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.cli.conftest import Typed
+
+
+@pytest.fixture
+def ann(installed: Typed) -> Typed:
+    assert installed("user", "create", "ann").code == 0
+    assert installed("key", "create", "--user", "ann", "--label", "laptop").code == 0
+    return installed
+
+
+def test_an_empty_list_says_what_to_do_next(installed: Typed) -> None:
+    assert "gateway budget set" in installed("budget", "list").out
+
+
+def test_a_budget_is_set_listed_changed_and_ended(ann: Typed) -> None:
+    made = ann("budget", "set", "--user", "ann", "--period", "month", "--limit", "20", "--timezone", "Europe/Berlin", "--json").json()
+    assert (made["kind"], made["name"], made["limit_nano_usd"], made["remaining_nano_usd"]) == ("user", "ann", 20 * 10**9, 20 * 10**9)
+    assert made["resets_at"] > 0
+    changed = ann("budget", "set", "--user", "ann", "--period", "month", "--limit", "0.000000001", "--json").json()
+    assert (changed["id"], changed["timezone"], changed["limit_nano_usd"]) == (made["id"], "Europe/Berlin", 1)
+    assert "ann" in ann("budget", "list").out
+    assert ann("budget", "end", str(made["id"])).code == 0
+    assert ann("budget", "list", "--json").json() == []
+    assert ann("budget", "end", str(made["id"])).code == 3
+
+
+def test_a_key_and_everybody_can_have_one(ann: Typed) -> None:
+    assert ann("budget", "set", "--key", "laptop", "--period", "day", "--limit", "1").code == 0
+    assert "everybody" in ann("budget", "set", "--global", "--period", "total", "--limit", "100", "--soft").out
+    assert [(item["kind"], item["soft"]) for item in ann("budget", "list", "--json").json()] == [("key", False), ("global", True)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--user", "ann", "--limit", "-5"), "-5"),
+        (("--user", "ann", "--limit", "0.0000000001"), "at most 9 decimal places"),
+        (("--user", "ann", "--limit", "1e3"), "not a price"),
+        (("--user", "ann", "--limit", "1000000"), "too large"),
+        (("--user", "ann", "--limit", "5", "--timezone", "Europe/Berln"), "did you mean Europe/Berlin?"),
+        (("--user", "eve", "--limit", "5"), "there is no user 'eve'"),
+        (("--limit", "5"), "name one of --key, --user and --global"),
+        (("--user", "ann", "--global", "--limit", "5"), "name one of --key, --user and --global"),
+    ],
+)
+def test_what_cannot_be_a_budget_is_told_in_a_line_and_changes_nothing(ann: Typed, words: tuple[str, ...], told: str) -> None:
+    result = ann("budget", "set", "--period", "day", *words)
+    assert result.code in (2, 3)
+    assert told in result.err
+    assert result.err.count("\n") == 1
+    assert ann("budget", "list", "--json").json() == []
+
+
+def test_an_untouched_ledger_is_verified(ann: Typed) -> None:
+    assert ann("ledger", "verify").out == "0 entries, 0 budget windows, 0 open holds: 0 differences\n"
+    assert ann("ledger", "rebuild").out == "every counter was right\n"
