@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test check faults bench bench-peers lock clean
+.PHONY: help run test check faults kill-test bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -34,6 +34,9 @@ check: $(VENV)/installed-dev  ## Style, types and architecture
 
 faults: $(VENV)/installed-dev  ## Run the table of failures, and print what was measured beside each figure
 	$(BIN)/python -m pytest -q tests/faults
+
+kill-test: $(VENV)/installed-dev  ## 10,000 calls under 20 kill -9 (and 4 crashes of PostgreSQL) for each database: lost, doubled, verify; some minutes
+	KILL_TEST_CALLS=10000 KILL_TEST_KILLS=20 $(BIN)/python -m pytest -q tests/faults/test_28_killed_workers.py
 
 bench: $(VENV)/installed-dev  ## Measure this gateway beside a bare nginx; about 3 minutes, on a quiet machine
 	$(BIN)/python -m benchmarks
