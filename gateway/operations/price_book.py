@@ -19,7 +19,6 @@ from gateway.operations.prices import completed, nano_usd, pico_per_token
 from gateway.store import catalog
 from gateway.store.catalog import Price, Tier
 from gateway.store.database import Database
-from gateway.store.generation import hold_still
 
 FILE = "price_book.json"
 STATES = ("new", "changed", "kept", "yours", "other", "differs")
@@ -112,7 +111,8 @@ def _words(keys: Sequence[str]) -> str:
 def import_prices(database: Database, book: Book, providers: Sequence[str], globs: Sequence[str], at: int, *, dry_run: bool = False) -> list[Change]:
     """Bring the prices of these providers' models (those that match a glob, or all) into ours; what became, or would become, of each.
 
-    A name that two providers price is the first one's. Raises BadRequest for a provider that the book does not have, and for globs that match nothing.
+    A name that two providers price is the first one's. Raises BadRequest for a provider that the book does not have, and for globs that match
+    nothing; Conflict where another import writes the same at the same time.
     """
     unknown = [name for name in providers if name not in book.prices]
     if unknown:
@@ -126,8 +126,6 @@ def import_prices(database: Database, book: Book, providers: Sequence[str], glob
 
 
 def _plan(book: Book, wanted: Mapping[str, Sequence[Wanted]], at: int, write: bool) -> list[Change]:
-    if write:
-        hold_still()
     rows: dict[str, list[Price]] = {}
     for price in catalog.list_prices():
         rows.setdefault(price.model, []).append(price)

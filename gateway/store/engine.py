@@ -377,3 +377,10 @@ def executemany(database: Any, sql: str, rows: Sequence[Sequence[Any]]) -> None:
     """Run one statement for many rows on a bound database; `?` stands for a parameter on both engines."""
     if rows:
         database.connection().cursor().executemany(sql.replace("?", database.param), rows)
+
+
+def locked(database: Any, select: str, parameters: Sequence[Any]) -> list[Any]:
+    """The rows of a SELECT, locked in the order of their ids until the transaction ends. A write transaction of SQLite has locked everything."""
+    lock = "" if database.param == "?" else " FOR UPDATE"
+    rows: list[Any] = database.execute_sql(f"{select} ORDER BY id{lock}".replace("?", database.param), parameters).fetchall()
+    return rows

@@ -15,8 +15,3 @@ def generation() -> int:
 def raise_generation() -> None:
     """To be called in the transaction of the change."""
     GenerationRow.update(value=GenerationRow.value + 1).where(GenerationRow.id == _ONLY).execute()
-
-
-def hold_still() -> None:
-    """Until this transaction ends nobody else changes what has a generation, and nobody else is past this line: two works take turns."""
-    GenerationRow.update(value=GenerationRow.value).where(GenerationRow.id == _ONLY).execute()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -16,7 +16,7 @@ from gateway.store import exchanges
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.models import database, storable
-from gateway.store.models_money import EntryRow
+from gateway.store.models_money import BudgetWindowRow, EntryRow
 
 DAY_MS = 86_400_000
 
@@ -85,6 +85,17 @@ def record(items: Sequence[tuple[Entry | None, ExchangeRow]]) -> Sequence[None]:
     executemany(database, _INSERT, [_values(entry) for entry, _ in items if entry is not None])
     exchanges.save([exchange for _, exchange in items])
     return [None] * len(items)
+
+
+Seal = Callable[[str], str]
+"""A row's text to its seal, which only who has the pepper can make."""
+
+
+def book_corrections(entries: Sequence[Entry], seal: Seal) -> None:
+    """Entries that correct others: each takes its amount to the windows of its `windows`."""
+    executemany(database, _INSERT, [_values(entry) for entry in entries])
+    for entry in entries:
+        BudgetWindowRow.update(spent=BudgetWindowRow.spent + entry.amount).where(BudgetWindowRow.id.in_(entry.windows)).execute()
 
 
 def find_entry(exchange: str) -> Entry | None:
