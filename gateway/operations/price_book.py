@@ -117,12 +117,27 @@ def import_prices(database: Database, book: Book, providers: Sequence[str], glob
     unknown = [name for name in providers if name not in book.prices]
     if unknown:
         raise BadRequest(f"the price book has no provider {unknown[0]!r}; it has {', '.join(sorted(book.prices))}")
-    wanted = {name: [each for each in book.prices[name] if not globs or any(matches(each.model, glob) for glob in globs)] for name in providers}
+    wanted = {name: [each for each in book.prices[name] if _asked(each.model, globs)] for name in providers}
     if not any(wanted.values()):
-        raise BadRequest(f"the price book has no model of {', '.join(providers)} that matches {', '.join(globs)}")
+        raise BadRequest(_nothing(book, providers, globs))
     if dry_run:
         return database.read(partial(_plan, book, wanted, at, False))
     return database.write(partial(_plan, book, wanted, at, True))
+
+
+def left_out(book: Book, providers: Sequence[str], globs: Sequence[str]) -> dict[str, str]:
+    """The models that match and have no price in the book, each with what it is billed by."""
+    return {model: words for name in providers for model, words in book.left_out.get(name, {}).items() if _asked(model, globs)}
+
+
+def _asked(model: str, globs: Sequence[str]) -> bool:
+    return not globs or any(matches(model, glob) for glob in globs)
+
+
+def _nothing(book: Book, providers: Sequence[str], globs: Sequence[str]) -> str:
+    for model, words in left_out(book, providers, globs).items():
+        return f"{model} is billed by {words}, not by tokens; you can set a price for each call: gateway price set {model} --per-call USD"
+    return f"the price book has no model of {', '.join(providers)} that matches {', '.join(globs)}"
 
 
 def _plan(book: Book, wanted: Mapping[str, Sequence[Wanted]], at: int, write: bool) -> list[Change]:

@@ -29,6 +29,7 @@ from gateway.store.database import Database
 from gateway.store.ledger import Entry
 from gateway.store.models_money import BudgetWindowRow
 from tests.fakes.postgres import Postgres
+from tests.unit.operations.booked import book
 
 BEGIN, END = 1_000, 2_000
 NOW = 9_000
@@ -85,11 +86,6 @@ def either(url: str) -> Iterator[Database]:
     database.migrate()
     yield database
     database.close()
-
-
-def book(database: Database, *booked: Entry) -> None:
-    """Through the statement that corrections take: an entry is an entry."""
-    database.write(lambda: ledger.book_corrections(booked, seal))
 
 
 def price(database: Database, rate: int, valid_from: int = 0, model: str = "m", **more: Any) -> None:
@@ -179,7 +175,7 @@ def test_processes_that_rerate_at_once_take_turns(either: Database, url: str) ->
 
 def test_the_budgets_of_the_corrected_entry_follow(either: Database) -> None:
     budget = either.write(lambda: budgets.set_budget("user", 3, "total", "UTC", 100, 0))
-    window = either.write(lambda: BudgetWindowRow.create(budget=budget.id, starts_at=0, ends_at=None, limit_nano=100, spent=0, held=0).id)
+    window = either.write(lambda: BudgetWindowRow.create(budget=budget.id, starts_at=0, ends_at=None, limit_nano=100, spent=4, held=0).id)
     price(either, 3)
     book(either, replace(ENTRY, windows=(window,)))
     applied(either)
