@@ -17,6 +17,8 @@ from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import OpenExchanges
 from gateway.core.gateway import Gateway
+from gateway.core.holds import Holds
+from gateway.core.housekeeping import Housekeeping
 from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
 from gateway.core.listing import Listing
@@ -28,6 +30,7 @@ from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
 from gateway.store.database import Database
+from gateway.store.journal import Journal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -49,12 +52,16 @@ def create_app(settings: Settings) -> Flask:
     backends = Backends(Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ()))
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policy = plugins.resolve(plugins.POLICIES, settings.policy)()
+    holds = Holds(database, presence.owner, settings.hold_output)
+    journal = Journal(settings.journal_path, presence.owner)
+    ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
-        admission=Admission(),
+        admission=Admission(holds, catalog, settings.without_database == "serve"),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
-        ledger=Ledger(database, metrics),
+        ledger=ledger,
+        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),
         catalog=catalog,
         presence=presence,
         metrics=metrics,

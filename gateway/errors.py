@@ -5,6 +5,7 @@
     |   +-- BodyTooLarge 413
     |   +-- BodyTimeout 408
     +-- Unauthenticated 401           one text for unknown, revoked and expired keys
+    +-- BudgetExceeded 402            a budget on the key's path has no room for the call
     +-- PermissionDenied 403
     +-- NotFound 404
     |   +-- ModelNotFound 404
@@ -65,6 +66,11 @@ class BodyTimeout(BadRequest):
 class Unauthenticated(GatewayError):
     status = 401
     code = "invalid_api_key"
+
+
+class BudgetExceeded(GatewayError):
+    status = 402
+    code = "budget_exceeded"
 
 
 class PermissionDenied(GatewayError):

@@ -137,6 +137,7 @@ class Metrics:
         self._amount = self._counter("gateway_amount_usd_total", "US dollars booked; the ledger is exact, this is a float.", "deployment")
         self._flagged = self._counter("gateway_flagged_entries_total", "Ledger entries with a flag.", "flag")
         self._settle_failures = self._counter("gateway_settle_failures_total", "Entries that were not committed and stand in the log instead.")()
+        self._journaled = self._counter("gateway_journaled_total", "Entries that the database did not take at once and the journal did.")()
         self._commit_s = self._histogram("gateway_commit_seconds", "How long the database took for a group commit.", _COMMIT_SECONDS)()
         self._commit_size = self._histogram("gateway_commit_batch_size", "Writes that shared a group commit.", _BATCH_SIZES)()
         self.commits_waiting = self._gauge("gateway_commits_waiting", "Writes that wait for their commit now.", "livesum")
@@ -198,6 +199,9 @@ class Metrics:
 
     def settle_failed(self) -> None:
         self._settle_failures.add()
+
+    def journaled(self) -> None:
+        self._journaled.add()
 
     def committed(self, writes: int, seconds: float) -> None:
         """A group commit. May be called by the database's native thread, and by nobody else."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,8 @@ class Presence:
 
     def __init__(self, run_path: Path) -> None:
         self._directory = run_path / "owners"
-        self.owner = secrets.token_hex(8)
+        self._host = hashlib.sha256(f"{socket.gethostname()}:{run_path}".encode()).hexdigest()[:8]
+        self.owner = f"{self._host}-{secrets.token_hex(8)}"
         self._file: int | None = None
 
     def start(self) -> None:
@@ -48,6 +51,10 @@ class Presence:
             return False
         except BlockingIOError:
             return True
+
+    def local(self, owner: str) -> bool:
+        """Whether `alive` can tell of this owner: it is, or was, a worker of this host."""
+        return owner.startswith(f"{self._host}-")
 
     def close(self) -> None:
         if self._file is not None:

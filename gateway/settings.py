@@ -114,6 +114,8 @@ class Settings:
     openai_base_url: str = _setting("OPENAI_BASE_URL", "https://api.openai.com/v1", _base_url)
     policy: str = _setting("GATEWAY_POLICY", "weighted", str)
     unpriced: str = _setting("GATEWAY_UNPRICED", "free", _one_of("free", "refuse"))
+    hold_output: int = _setting("GATEWAY_HOLD_OUTPUT", 4096, _integer(1, 10_000_000))
+    without_database: str = _setting("GATEWAY_WITHOUT_DATABASE", "refuse", _one_of("refuse", "serve"))
     json_limit: int = _setting("GATEWAY_JSON_LIMIT", 20_000_000, _integer(1_000, 100_000_000))
     upload_limit: int = _setting("GATEWAY_UPLOAD_LIMIT", 100_000_000, _integer(1_000, 10_000_000_000))
     body_s: float = _setting("GATEWAY_BODY_S", 60.0, _seconds)
@@ -168,6 +170,11 @@ class Settings:
         """Beside the data directory, never inside it: who copies the data has not copied the keys."""
         data = self.data_dir.resolve()
         return (self.secrets_dir or data.parent / (data.name + "-secrets")).resolve()
+
+    @property
+    def journal_path(self) -> Path:
+        """Where bookings wait that the database did not take. It must outlast a restart of the host, as the run directory need not."""
+        return self.data_dir.resolve() / "journal"
 
     @property
     def run_path(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import time
@@ -15,13 +16,20 @@ from gateway.api.body import json_body, read_body
 from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Headers, Reply, Secret, Services, Target
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Exchange, OpenExchanges
+from gateway.core.holds import Holds
 from gateway.core.identity import Principal
+from gateway.core.ledger import Ledger
 from gateway.core.routing import Candidate
 from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
+from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.store import ledger
 from gateway.store.catalog import Price
 from gateway.store.database import Database
+from gateway.store.exchanges import ExchangeRow
+from gateway.store.journal import Journal
+from gateway.store.ledger import Booking, Entry
 
 
 class Clock:
@@ -199,6 +207,28 @@ def migrated(directory: Path) -> Iterator[Database]:
         yield database
     finally:
         database.close()
+
+
+def seal(text: str) -> str:
+    """A seal as the ledger's, under a pepper that everybody knows."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def booked(database: Database, entry: Entry | None, exchange: ExchangeRow | None = None) -> None:
+    """Book a call that had no hold."""
+    database.write(lambda: ledger.record([Booking(entry, exchange)], seal))
+
+
+class Books:
+    """A ledger over a database, with all that stands behind it; the journal is a directory beside the database."""
+
+    def __init__(
+        self, database: Any, directory: Path, metrics: Metrics | None = None, clock: Callable[[], float] = time.monotonic, owner: str = "owner"
+    ) -> None:
+        self.database, self.metrics = database, metrics or Metrics()
+        self.holds = Holds(database, owner, 100, clock)
+        self.journal = Journal(directory / "journal", owner)
+        self.ledger = Ledger(database, self.journal, seal, self.holds, self.metrics, clock)
 
 
 def now_ms() -> int:

@@ -1,18 +1,21 @@
-"""Admission: whether a call may begin, and at which prices. Limits and budgets hang here (a call without a budget takes no hold)."""
+"""Admission: whether a call may begin, and at which prices. A call without a budget on its path takes no hold, and pays nothing for the feature."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange, Reservation
+from gateway.core.holds import Holds
 from gateway.core.routing import Candidate
-from gateway.errors import Draining
+from gateway.errors import Draining, StoreUnavailable
 
 
 class Admission:
     """`draining`: this worker is told to leave, and readiness says so. It still admits, until it is told to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, holds: Holds, catalog: Catalog, serves_without_database: bool) -> None:
+        self._holds, self._catalog, self._serves_without_database = holds, catalog, serves_without_database
         self.draining = self._stopped = False
 
     def drain(self) -> None:
@@ -22,10 +25,14 @@ class Admission:
         self.draining = self._stopped = True
 
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
-        """Raises Draining. A refused call consumes nothing."""
+        """Raises Draining, BudgetExceeded, StoreUnavailable. A refused call consumes nothing."""
         if self._stopped:
             raise draining()
-        return Reservation({candidate.deployment.name: candidate.price for candidate in candidates})
+        if not self._catalog.reachable and not self._serves_without_database:
+            raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=2.0)
+        prices = {candidate.deployment.name: candidate.price for candidate in candidates}
+        held = bool(exchange.principal.budgets) and self._holds.reserve(exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked))
+        return Reservation(prices, held)
 
 
 def draining() -> Draining:

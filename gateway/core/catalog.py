@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -71,6 +71,7 @@ class Snapshot:
     globs: Sequence[str]
     prices: Mapping[str, Sequence[Price]]
     price_globs: Sequence[str] = ()
+    models: Mapping[str, store_catalog.Model] = field(default_factory=dict)
 
     def find(self, model: str) -> Sequence[Deployment]:
         """The deployments of a model: those of the exact name, else of the longest glob that matches."""
@@ -78,6 +79,17 @@ class Snapshot:
             return self.deployments[model]
         glob = next((glob for glob in self.globs if matches(model, glob)), None)
         return self.deployments[glob] if glob is not None else ()
+
+    def model(self, asked: str) -> store_catalog.Model | None:
+        """What is configured for a model: under its exact name, else under the longest glob that matches. None for the environment's."""
+        if asked in self.models:
+            return self.models[asked]
+        return next((self.models[glob] for glob in self.globs if glob in self.models and matches(asked, glob)), None)
+
+    def max_output(self, asked: str) -> int | None:
+        """Tokens that an answer of this model may have, where the operator said so."""
+        model = self.model(asked)
+        return None if model is None else model.max_output
 
     def price(self, upstream_model: str, at: int) -> Price | None:
         """The price in force at that moment (Unix milliseconds); an exact name before the longest glob."""
@@ -220,7 +232,7 @@ class Catalog:
         made = [deployment for deployments in by_model.values() for deployment in deployments]
         self._learn_secrets(*(deployment.secret.reveal() for deployment in made), *(each.proxy.password for each in made if each.proxy is not None))
         prices = _by_model(rows.prices)
-        return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices))
+        return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices), {model.name: model for model in rows.models})
 
     def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:
         backend, secret, proxy, problem = None, Secret(""), None, ""

@@ -28,6 +28,7 @@ class Ending(enum.StrEnum):
     UPSTREAM_TRUNCATED = "upstream_truncated"
     TIMEOUT = "timeout"
     REFUSED = "refused"
+    WORKER_LOST = "worker_lost"
 
 
 class Client(Protocol):
@@ -45,9 +46,13 @@ class Held(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What admission agreed when the call began: the price of each candidate by deployment name, whatever changes while it runs."""
+    """What admission agreed when the call began: the price of each candidate by deployment name, whatever changes while it runs.
+
+    `held`: budgets hold an amount for it, which its settlement takes back.
+    """
 
     prices: Mapping[str, Price | None]
+    held: bool = False
 
 
 @dataclass(slots=True)

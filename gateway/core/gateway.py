@@ -11,6 +11,7 @@ from gateway.core.admission import Admission, draining
 from gateway.core.catalog import Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import Client, Exchange, OpenExchanges
+from gateway.core.housekeeping import Housekeeping
 from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.relay import Relay
@@ -34,12 +35,14 @@ class Gateway:
         admission: Admission,
         dispatcher: Dispatcher,
         ledger: Ledger,
+        housekeeping: Housekeeping,
         catalog: Catalog,
         presence: Presence,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
+        self.housekeeping = housekeeping
         self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
         self._stop_metrics: Callable[[], None] | None = None
 
@@ -68,6 +71,7 @@ class Gateway:
         """Take this worker's presence, load the catalog, and begin to poll. Waits for no upstream."""
         self.presence.start()
         self.catalog.start()
+        self.housekeeping.start()
         self.metrics.sample(self._observe)
         self._stop_metrics = every(1.0, self.metrics.refresh, "metrics")
 
@@ -99,5 +103,6 @@ class Gateway:
         if self._stop_metrics is not None:
             self._stop_metrics()
             self.metrics.refresh()
+        self.housekeeping.close()
         self.catalog.close()
         self.presence.close()

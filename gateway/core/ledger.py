@@ -8,21 +8,26 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from gateway import logs
 from gateway.core.exchange import Ending, Exchange, ending_of
-from gateway.core.metering import NOTHING, Metered
-from gateway.errors import GatewayError, SettleFailed
+from gateway.core.holds import Holds
+from gateway.core.metering import NOTHING, Metered, Source
+from gateway.dialects.events import Usage
+from gateway.errors import GatewayError, SettleFailed, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.store.catalog import Price
 from gateway.store.database import Batched, Database
 from gateway.store.exchanges import ExchangeRow
-from gateway.store.ledger import Entry, record
+from gateway.store.holds import OpenHold
+from gateway.store.journal import Journal
+from gateway.store.ledger import Booking, Entry, Seal, record
 
 log = logging.getLogger(__name__)
 REFUSALS_A_MINUTE = 10
@@ -54,16 +59,20 @@ class RefusalQuota:
 
 
 class Ledger:
-    """Closes exchanges, each exactly once: `settle` for calls that answered, `close` for those that failed before."""
+    """Closes exchanges, each exactly once: `settle` for calls that answered, `close` for those that failed before.
 
-    def __init__(self, database: Database, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database, self._metrics, self._clock = database, metrics, clock
+    `seal` makes the seal of a row (HMAC); what the database does not take goes to the journal.
+    """
+
+    def __init__(self, database: Database, journal: Journal, seal: Seal, holds: Holds, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._journal, self._holds, self._metrics, self._clock = database, journal, holds, metrics, clock
+        self._record = partial(record, seal=seal)
         self._quota = RefusalQuota(clock)
 
     def settle(self, exchange: Exchange, ending: Ending, metered: Metered) -> None:
-        """Commit the entry; returns once it is on disk. A second call does nothing.
+        """Commit the entry; returns once it is on disk, in the database or in the journal. A second call does nothing.
 
-        Raises SettleFailed where the commit failed: the complete entry is then in the log, and the end of the answer must not leave.
+        Raises SettleFailed where neither took it: the complete entry is then in the log, and the end of the answer must not leave.
         """
         if exchange.ending is not None:
             return
@@ -71,7 +80,7 @@ class Ledger:
         entry: Entry | None = None
         try:
             entry = self._entry(exchange, ending, metered)
-            self._database.write(Batched(record, (entry, self._row(exchange))))
+            self._commit(Booking(entry, self._row(exchange), _is_held(exchange)))
             exchange.amount_nano = entry.amount  # shown to the client only once it is booked
         except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
             self._log_lost(exchange, entry, metered, error)
@@ -81,6 +90,44 @@ class Ledger:
         finally:
             self._finish(exchange)
         self._count(entry)
+
+    def _commit(self, booking: Booking) -> None:
+        try:
+            self._database.write(Batched(self._record, booking))
+        except StoreUnavailable as error:
+            try:
+                self._journal.append(booking)
+            except Exception as failure:
+                raise failure from error
+            self._metrics.journaled()
+
+    def book(self, bookings: Sequence[Booking]) -> None:
+        """Book what was journaled, or what ended without its worker. Idempotent. Raises StoreUnavailable."""
+        self._database.write(lambda: self._record(bookings))
+
+    def lost(self, hold: OpenHold) -> Booking:
+        """The end of a call whose worker died: nothing is charged, and the operator sees it as unbilled."""
+        receipt = {"id": hold.id, "at": hold.at, "model": hold.model, "status": None, "ending": Ending.WORKER_LOST, "attempts": []}
+        row = ExchangeRow(hold.id, hold.owner, hold.api_key, hold.user, hold.model, 0, str(Ending.WORKER_LOST), _json(receipt), hold.at)
+        entry = Entry(
+            exchange=hold.id,
+            kind="usage",
+            attempt=0,
+            api_key=hold.api_key,
+            user=hold.user,
+            team=hold.team,
+            amount=0,
+            cost=0,
+            usage=Usage(),
+            ending=str(Ending.WORKER_LOST),
+            usage_source=str(Source.NONE),
+            model_asked=hold.model,
+            model_served="",
+            deployment="",
+            total_ms=0,
+            at=hold.at,
+        )
+        return Booking(entry, row, held=True)
 
     def _log_lost(self, exchange: Exchange, entry: Entry | None, metered: Metered, error: BaseException) -> None:
         exchange.error = exchange.error or SettleFailed.code
@@ -96,21 +143,22 @@ class Ledger:
         exchange.error = error.code if isinstance(error, GatewayError) else "internal_error"
         ending = ending_of(error, exchange)
         try:
-            if exchange.attempts:
+            if exchange.attempts or _is_held(exchange):
                 self.settle(exchange, ending, NOTHING)
             else:
-                self._refuse(exchange)
+                self._refuse(exchange, recordable=not isinstance(error, StoreUnavailable))
         except SettleFailed:
             return  # logged with its entry; nothing was charged
         except Exception as failure:  # the client is told why its call failed, not that this could not be written down
             reason = str(failure) if isinstance(failure, GatewayError) else type(failure).__name__
             log.warning("refusal not recorded: %s", reason, extra={"exchange": exchange.id})
 
-    def _refuse(self, exchange: Exchange) -> None:
+    def _refuse(self, exchange: Exchange, recordable: bool) -> None:
+        """Where the database was the reason, nobody waits for it once more."""
         exchange.ending = Ending.REFUSED
         try:
-            if self._quota.take(exchange.principal.key_id):
-                self._database.write(Batched(record, (None, self._row(exchange))))
+            if recordable and self._quota.take(exchange.principal.key_id):
+                self._database.write(Batched(self._record, Booking(None, self._row(exchange))))
             else:
                 self._metrics.refusal_unrecorded()
         finally:
@@ -118,6 +166,7 @@ class Ledger:
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.release()
+        self._holds.closed(exchange.id)
         deployment = exchange.attempts[-1].deployment if exchange.attempts else ""
         total_s = self._clock() - exchange.started
         self._metrics.ended(exchange.endpoint, deployment, exchange.status, str(exchange.ending), total_s, exchange.own_s(), exchange.heartbeats)
@@ -140,31 +189,38 @@ class Ledger:
         )
 
     def _entry(self, exchange: Exchange, ending: Ending, metered: Metered) -> Entry:
-        attempt = exchange.attempts[-1]
-        price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation else None
-        amount = amount_nano(metered, price) if metered is not NOTHING or ending is Ending.COMPLETE else 0
+        attempt = exchange.attempts[-1] if exchange.attempts else None
+        price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation and attempt else None
+        cost = amount_nano(metered, price) if metered is not NOTHING or ending is Ending.COMPLETE else 0
+        markup_ppm = exchange.principal.markup_ppm
         return Entry(
             exchange=exchange.id,
             kind="usage",
             attempt=len(exchange.attempts),
             api_key=exchange.principal.key_id,
             user=exchange.principal.user_id,
-            amount=amount,
-            cost=amount,
+            team=exchange.principal.team_id,
+            amount=-(-cost * (1_000_000 + markup_ppm) // 1_000_000),
+            cost=cost,
+            markup_ppm=markup_ppm,
             usage=metered.usage,
-            flags=("unpriced",) if price is None else (),
+            flags=("unpriced",) if price is None and attempt else (),
             rates=dict(price.rates) if price else {},
             price=price.id if price else None,
             ending=str(ending),
             usage_source=str(metered.source),
             model_asked=exchange.model_asked,
-            model_served=attempt.model,
-            deployment=attempt.deployment,
-            credential=attempt.credential,
+            model_served=attempt.model if attempt else "",
+            deployment=attempt.deployment if attempt else "",
+            credential=attempt.credential if attempt else None,
             first_byte_ms=exchange.milliseconds(exchange.first_byte),
             total_ms=exchange.milliseconds(self._clock()) or 0,
             at=exchange.at,
         )
+
+
+def _is_held(exchange: Exchange) -> bool:
+    return exchange.reservation is not None and exchange.reservation.held
 
 
 def _json(value: Any) -> str:

@@ -116,6 +116,13 @@ def list_budgets(*, ended: bool = False) -> list[Budget]:
     return [_budget(row, row.account) for row in (query if ended else query.where(BudgetRow.ended_at.is_null()))]
 
 
+def current_budgets(kind: str, subject: int, period: str) -> list[int]:
+    """The ids of an account's budgets of this period that are in force: one at most."""
+    ours = (AccountRow.kind == kind) & (AccountRow.subject == subject)
+    query = BudgetRow.select(BudgetRow.id).join(AccountRow, on=BudgetRow.account == AccountRow.id)
+    return [row.id for row in query.where(ours & (BudgetRow.period == period) & BudgetRow.ended_at.is_null())]
+
+
 def set_limits(kind: str, subject: int, rpm: int | None, tpm: int | None, concurrency: int | None) -> AccountLimits:
     """None: unlimited."""
     account = _account(kind, subject)

@@ -51,6 +51,11 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {self._engine.place}>"
 
+    @property
+    def shared(self) -> bool:
+        """Whether workers of other hosts may use it too."""
+        return self._engine.shared
+
     def bind(self) -> None:
         """Make this the process's database: the models know no other way. Call once, before the first read."""
         models.database.initialize(self._engine.peewee)

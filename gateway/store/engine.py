@@ -57,6 +57,7 @@ class Engine(ABC):
 
     read_mode: ClassVar[str]
     write_mode: ClassVar[tuple[str, ...]]
+    shared: ClassVar[bool]
     peewee: Any
     """The peewee.Database."""
     place: str
@@ -218,6 +219,7 @@ class SqliteEngine(Engine):
 
     read_mode = "DEFERRED"
     write_mode = ("IMMEDIATE",)
+    shared = False
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__()
@@ -296,6 +298,7 @@ class PostgresEngine(Engine):
 
     read_mode = "REPEATABLE READ, READ ONLY"
     write_mode = ()
+    shared = True
 
     def __init__(self, url: str, timeout_s: float) -> None:
         super().__init__()

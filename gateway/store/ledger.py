@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 from peewee import SQL, Case, fn
 
 from gateway.dialects.events import BUCKETS, Usage
-from gateway.store import exchanges
+from gateway.store import budgets, exchanges, holds
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.models import database, storable
-from gateway.store.models_money import BudgetWindowRow, EntryRow
+from gateway.store.models_money import EntryRow
 
 DAY_MS = 86_400_000
 
@@ -77,25 +77,104 @@ _PLAIN = (
 )
 _PLAIN_VALUES, _TOKENS = attrgetter(*_PLAIN), attrgetter(*BUCKETS)
 _COLUMNS = (*("corrects_id" if name == "corrects" else name for name in _PLAIN), *BUCKETS, "usage_raw", "flags", "rates", "windows")
-_INSERT = insert_sql("entry", _COLUMNS, "(exchange, kind, attempt) WHERE corrects_id IS NULL DO NOTHING")
-
-
-def record(items: Sequence[tuple[Entry | None, ExchangeRow]]) -> Sequence[None]:
-    """Book calls: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced."""
-    executemany(database, _INSERT, [_values(entry) for entry, _ in items if entry is not None])
-    exchanges.save([exchange for _, exchange in items])
-    return [None] * len(items)
+SEALED: tuple[str, ...] = _COLUMNS
+"""The columns under the seal, as the database names them."""
+_INSERT = insert_sql("entry", (*_COLUMNS, "seal"), "(exchange, kind, attempt) WHERE corrects_id IS NULL DO NOTHING")
 
 
 Seal = Callable[[str], str]
 """A row's text to its seal, which only who has the pepper can make."""
 
 
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays."""
+
+    entry: Entry | None
+    exchange: ExchangeRow | None
+    held: bool = False
+
+
+def record(items: Sequence[Booking], seal: Seal) -> Sequence[None]:
+    """Book calls, and settle their holds: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced."""
+    closed = holds.close([_closing(item.entry) for item in items if item.held and item.entry is not None])
+    late = [id for id, each in closed.items() if each.before == holds.EXPIRED]
+    originals = _originals(late)
+    entries: list[Entry] = []
+    for item in items:
+        if item.entry is None:
+            continue
+        if not item.held:
+            entries.append(item.entry)
+        elif (each := closed.pop(item.entry.exchange, None)) is not None:
+            entries.append(_settled(item.entry, each, originals))
+    _insert(entries, seal)
+    exchanges.save([item.exchange for item in items if item.exchange is not None])
+    return [None] * len(items)
+
+
+def _closing(entry: Entry) -> holds.Closing:
+    state = {"worker_lost": holds.EXPIRED, "refused": holds.RELEASED, "upstream_error": holds.RELEASED}.get(entry.ending, holds.SETTLED)
+    return holds.Closing(entry.exchange, entry.amount, state)
+
+
+def _settled(entry: Entry, closed: holds.Closed, originals: Mapping[str, int]) -> Entry:
+    """With the windows that its hold was taken from. After its hold expired, it corrects the entry that said so."""
+    entry = replace(entry, windows=closed.windows)
+    return replace(entry, kind="adjust", corrects=originals[entry.exchange]) if entry.exchange in originals else entry
+
+
+def _originals(exchange_ids: Sequence[str]) -> dict[str, int]:
+    if not exchange_ids:
+        return {}
+    found = EntryRow.select(EntryRow.exchange, EntryRow.id).where(EntryRow.exchange.in_(list(exchange_ids)) & EntryRow.corrects.is_null())
+    return {row.exchange: row.id for row in found}
+
+
 def book_corrections(entries: Sequence[Entry], seal: Seal) -> None:
     """Entries that correct others: each takes its amount to the windows of its `windows`."""
-    executemany(database, _INSERT, [_values(entry) for entry in entries])
+    if any(entry.corrects is None for entry in entries):
+        raise ValueError("a correction names the entry that it corrects")
+    _insert(entries, seal)
+    _move(entries)
+
+
+def book_credit(kind: str, subject: int, amount_nano: int, at: int, exchange_id: str, note: str, seal: Seal) -> Entry:
+    """Give an account (`kind` key, user, team or global) so much: its budgets of the period "total" have that much more room.
+
+    `exchange_id` is an id of the credit's own: a second credit under it is none. Its entry's amount is negative: what was spent is
+    the sum of all entries.
+    """
+    if (known := EntryRow.get_or_none((EntryRow.exchange == exchange_id) & (EntryRow.kind == "credit"))) is not None:
+        return _entry(known)
+    windows = holds.total_windows(budgets.current_budgets(kind, subject, "total"))
+    owner = {"api_key": subject if kind == "key" else 0, "user": subject if kind == "user" else 0, "team": subject if kind == "team" else None}
+    words = {"ending": "complete", "usage_source": "none", "model_asked": "", "model_served": "", "deployment": ""}
+    credit = Entry(exchange_id, "credit", 0, amount=-amount_nano, cost=0, usage=Usage(), total_ms=0, at=at, windows=windows, note=note, **owner, **words)  # type: ignore[arg-type]
+    _insert([credit], seal)
+    _move([credit])
+    return credit
+
+
+def _move(entries: Sequence[Entry]) -> None:
+    moved: dict[int, int] = {}
     for entry in entries:
-        BudgetWindowRow.update(spent=BudgetWindowRow.spent + entry.amount).where(BudgetWindowRow.id.in_(entry.windows)).execute()
+        for window in entry.windows:
+            moved[window] = moved.get(window, 0) + entry.amount
+    holds.move({window: (amount, 0) for window, amount in moved.items()})
+
+
+def _insert(entries: Sequence[Entry], seal: Seal) -> None:
+    executemany(database, _INSERT, [_sealed(_values(entry), seal) for entry in entries])
+
+
+def _sealed(values: Sequence[Any], seal: Seal) -> Sequence[Any]:
+    return (*values, seal(sealed_text(values)))
+
+
+def sealed_text(values: Sequence[Any]) -> str:
+    """What a seal is made over: a row's values in the order of SEALED."""
+    return "entry:1:" + "\x1f".join(["" if value is None else str(value) for value in values])
 
 
 def find_entry(exchange: str) -> Entry | None:

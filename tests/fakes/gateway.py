@@ -22,7 +22,7 @@ from typing import Any
 from gateway.operations.server import prepare
 from gateway.secrets import Secrets, key_prefix, key_suffix, mint_key
 from gateway.settings import Settings
-from gateway.store import accounts, catalog, exchanges, ledger, pools
+from gateway.store import accounts, budgets, catalog, exchanges, ledger, pools
 from gateway.store.database import Database
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,6 +248,14 @@ class RunningGateway:
             )
         )
         return key
+
+    def budget(self, limit_nano: int, kind: str = "user", subject: int = 1, period: str = "total", timezone: str = "UTC", *, soft: bool = False) -> int:
+        """A budget of the tester (the user 1) or of another account; its id."""
+        return int(self.write(lambda: budgets.set_budget(kind, subject, period, timezone, limit_nano, now(), soft=soft)).id)
+
+    def windows(self, *budget_ids: int) -> list[budgets.Window]:
+        found: list[budgets.Window] = self.read(lambda: budgets.windows_of(budget_ids, now()))
+        return found
 
     def new_user(self, name: str) -> int:
         return int(self.write(lambda: accounts.create_user(name, now())).id)

@@ -1,7 +1,7 @@
-"""Row 31: another process holds SQLite's write lock. Calls wait for it without stalling the hub, up to a bound; then they are told so.
+"""Row 31: another process holds SQLite's write lock. Calls wait for it without stalling the hub, up to a bound; then the journal books them.
 
-What is told is a 500 that must not be repeated: the upstream was asked, and paid. The row's 503 is what a write answers before
-an upstream is asked: tests/unit/store/test_rivals.py. What becomes of the entry: tests/integration/test_end_of_call.py.
+The row's 503 is what a call with a budget is told before an upstream is asked: the hold cannot be made (the last test here). What becomes of
+a call that neither takes: tests/integration/test_end_of_call.py.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_a_lock_that_ends_in_time_costs_only_waiting(tmp_path: Path) -> None:
         assert len(gateway.wait_entries(20)) == 20
 
 
-def test_a_lock_that_stays_is_told_after_five_seconds_and_stalls_no_stream(tmp_path: Path, measured: Measured) -> None:
+def test_a_lock_that_stays_is_passed_by_after_five_seconds_and_stalls_no_stream(tmp_path: Path, measured: Measured) -> None:
     event = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
     with Provider() as provider, RunningGateway(tmp_path) as gateway, ThreadPoolExecutor(20) as pool:
         gateway.deploy("paced", provider.url)
@@ -75,14 +75,29 @@ def test_a_lock_that_stays_is_told_after_five_seconds_and_stalls_no_stream(tmp_p
             answers = [each.result() for each in told]
             locked = gaps(stream.result())
         assert timed(gateway)[0].status == 200
+        booked = [entry.exchange for entry in gateway.wait_entries(12)]
     worst, usual = max(locked), max(undisturbed)
     waits = [seconds for _, seconds in answers]
     late = f"{worst * 1000:.0f} ms, {usual * 1000:.0f} ms without the lock"
-    measured(31, f"told after {min(waits):.2f} to {max(waits):.2f} s; a block of a paced stream is late by at most {late}")
-    assert {(answer.status, answer.json()["error"]["code"], answer.headers["x-should-retry"]) for answer, _ in answers} == {(500, "settle_failed", "false")}
+    measured(31, f"booked in the journal after {min(waits):.2f} to {max(waits):.2f} s; a block of a paced stream is late by at most {late}")
+    assert {answer.status for answer, _ in answers} == {200}
+    assert all(booked.count(answer.headers["x-request-id"]) == 1 for answer, _ in answers)
     assert min(waits) > LOCK_S / 2
     assert max(waits) < 10 * LOCK_S
     assert worst < 10 * 0.02 + usual
+
+
+def test_a_call_with_a_budget_is_told_before_an_upstream_is_asked(tmp_path: Path, measured: Measured) -> None:
+    with RunningGateway(tmp_path) as gateway:
+        gateway.budget(1_000_000_000)
+        gateway.wait_catalog()
+        with rival(gateway):
+            answer, seconds = timed(gateway)
+        assert timed(gateway)[0].status == 200
+        measured(31, f"with a budget: told after {seconds:.2f} s (5), nothing was sent")
+        assert (answer.status, answer.json()["error"]["code"], answer.headers["retry-after"]) == (503, "store_unavailable", "2")
+        assert 'attempts=""' in answer.headers["x-gateway-receipt"]
+        assert seconds < 10 * LOCK_S
 
 
 def gaps(moments: list[float]) -> list[float]:

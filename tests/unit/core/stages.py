@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from gateway.store.catalog import Price
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import SSE, Clock, Scripted, Step, StillClient, call, candidate, exchange, principal, reply
+from tests.factories import SSE, Books, Clock, Scripted, Step, StillClient, call, candidate, exchange, principal, reply
 
 OK = [b'{"id":1}']
 STREAM = b'{"model":"m","stream":true}'
@@ -134,12 +135,14 @@ class Failing:
 class Bookkeeping:
     """A ledger over a real database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, directory: Path) -> None:
         self.database, self.clock, self.metrics = database, Clock(), Metrics()
-        self.ledger = Ledger(database, self.metrics, self.clock)
+        self.books = Books(database, directory, self.metrics, self.clock)
+        self.ledger = self.books.ledger
 
     def failing(self, error: BaseException) -> Ledger:
-        return Ledger(Failing(error), self.metrics, self.clock)  # type: ignore[arg-type]
+        """Neither the database nor the journal takes anything."""
+        return Books(Failing(error), Path("/dev/null"), self.metrics, self.clock).ledger
 
     def answered(self, priced: Price | None = None, attempts: int = 1) -> Exchange:
         """An exchange whose last attempt was answered."""

@@ -15,7 +15,7 @@ from gateway.core.catalog import Backends, Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.gateway import LAST_WORDS_S, Gateway
-from gateway.core.ledger import Ledger
+from gateway.core.housekeeping import Housekeeping
 from gateway.core.policies import Weighted
 from gateway.core.pool import MemoryCooldowns, Pool
 from gateway.core.routing import Router
@@ -29,7 +29,7 @@ from gateway.store import exchanges, ledger
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import JSON, SSE, Chunks, Scripted, StillClient, call, migrated, principal
+from tests.factories import JSON, SSE, Books, Chunks, Scripted, StillClient, call, migrated, principal
 
 DONE = b"data: [DONE]\n\n"
 CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -46,12 +46,14 @@ class Stage:
         self.pool = Pool(MemoryCooldowns())
         self.presence = Presence(run_path)
         self.exchanges = OpenExchanges(self.presence.owner)
+        books = Books(database, run_path, self.metrics, owner=self.presence.owner)
         self.gateway = Gateway(
             exchanges=self.exchanges,
             router=Router(catalog, "free"),
-            admission=Admission(),
+            admission=Admission(books.holds, catalog, False),
             dispatcher=Dispatcher(self.pool, Weighted(), self.metrics),
-            ledger=Ledger(database, self.metrics),
+            ledger=books.ledger,
+            housekeeping=Housekeeping(database, books.journal, books.ledger, books.holds, self.presence, run_path / "housekeeping.lock"),
             catalog=catalog,
             presence=self.presence,
             metrics=self.metrics,

@@ -25,7 +25,7 @@ from tests.unit.core.stages import USED, Bookkeeping, lines
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Bookkeeping]:
     with migrated(tmp_path) as database:
-        yield Bookkeeping(database)
+        yield Bookkeeping(database, tmp_path)
 
 
 # amounts

@@ -15,14 +15,14 @@ from gateway.core.metering import NOTHING, Metered, Source
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, GatewayError, ModelNotFound, NoDeploymentAvailable, SettleFailed, StoreUnavailable, UpstreamError, UpstreamTimeout
 from gateway.store.ledger import Entry
-from tests.factories import Clock, migrated, price
-from tests.unit.core.stages import USED, Bookkeeping, Ended, lines
+from tests.factories import Books, Clock, migrated, price
+from tests.unit.core.stages import USED, Bookkeeping, Ended, Failing, lines
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Bookkeeping]:
     with migrated(tmp_path) as database:
-        yield Bookkeeping(database)
+        yield Bookkeeping(database, tmp_path)
 
 
 # a commit that fails
@@ -33,7 +33,10 @@ def test_failed_commit_withholds_the_end_and_logs_the_complete_entry(stage: Book
     made = stage.answered(price(rate=1000, id=9))
     with pytest.raises(SettleFailed) as caught:
         stage.failing(error).settle(made, Ending.COMPLETE, USED)
-    assert (caught.value.status, caught.value.__cause__) == (500, error)
+    cause = caught.value.__cause__
+    assert caught.value.status == 500
+    assert cause is not None
+    assert error in (cause, cause.__cause__)
     (line,) = lines(caplog, "entry not committed")
     assert (line["level"], line["exchange"]) == ("critical", made.id)
     logged = line["entry"]
@@ -43,6 +46,17 @@ def test_failed_commit_withholds_the_end_and_logs_the_complete_entry(stage: Book
     (booked,) = stage.entries()
     assert _comparable(rebuilt) == _comparable(booked) | {"exchange": made.id, "at": made.at}
     assert again.id == booked.exchange
+
+
+def test_what_the_database_does_not_take_the_journal_does(tmp_path: Path, stage: Bookkeeping) -> None:
+    away = Books(Failing(StoreUnavailable("away")), tmp_path, stage.metrics, stage.clock)
+    made = stage.answered(price(rate=1000, id=9))
+    away.ledger.settle(made, Ending.COMPLETE, USED)
+    assert (made.amount_nano, stage.entries()) == (60, [])
+    assert stage.books.journal.replay(stage.ledger.book, lambda owner: False) == 1
+    (booked,) = stage.entries()
+    assert (booked.exchange, booked.amount) == (made.id, 60)
+    assert stage.count("gateway_journaled_total") == 1
 
 
 def _comparable(entry: Entry) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from gateway.operations.credentials import create_credential
 from gateway.operations.doctor import Verdict
 from gateway.secrets import Secrets
 from gateway.settings import Settings
-from gateway.store import ledger
-from gateway.store.database import Batched, Database
-from gateway.store.exchanges import ExchangeRow
+from gateway.store.database import Database
 from gateway.store.ledger import Entry
 from gateway.store.server import ServerFacts
+from tests.factories import booked
 from tests.fakes.gateway import free_port
 from tests.unit.operations.times import AT
 
@@ -178,7 +177,7 @@ def test_what_a_database_server_says_is_judged(fact: dict[str, Any], verdict: Ve
 
 def test_an_entry_of_the_future_is_a_problem_with_the_clock(here: Settings, installed: tuple[Database, Secrets]) -> None:
     entry = Entry("x", "usage", 1, 1, 1, 0, 0, Usage(), "complete", "none", "m", "m", "d", 1, AT + 3_600_000, price=1)
-    installed[0].write(Batched(ledger.record, (entry, ExchangeRow("x", "o", 1, 1, "m", 200, "complete", "{}", AT))))
+    booked(installed[0], entry)
     assert "60 minutes ahead" in found(here, Verdict.PROBLEM)["clock"]
 
 

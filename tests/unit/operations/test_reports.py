@@ -9,8 +9,9 @@ from gateway.errors import BadRequest
 from gateway.operations import keys, reports, users
 from gateway.secrets import Secrets
 from gateway.store import accounts, ledger
-from gateway.store.database import Batched, Database
+from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
+from tests import factories
 from tests.unit.operations.times import AT
 
 
@@ -34,7 +35,7 @@ def book(database: Database, number: int, key: int, user: int, model: str, amoun
         at=at,
     )
     row = ExchangeRow(id=name, owner="o", api_key=key, user=user, model=model, status=200, ending="complete", receipt=json.dumps({}), at=at)
-    database.write(Batched(ledger.record, (entry, row)))
+    factories.booked(database, entry, row)
 
 
 @pytest.fixture

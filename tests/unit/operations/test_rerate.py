@@ -29,15 +29,11 @@ from gateway.store.database import Database
 from gateway.store.ledger import Entry
 from gateway.store.models_money import BudgetWindowRow
 from tests.fakes.postgres import Postgres
-from tests.unit.operations.booked import book
+from tests.unit.operations.booked import book, seal
 
 BEGIN, END = 1_000, 2_000
 NOW = 9_000
 USAGE = Usage(input_uncached=1000, output_text=1000)
-
-
-def seal(text: str) -> str:
-    return f"sealed {len(text)}"
 
 
 def flat(rate: int) -> dict[str, int]:

@@ -10,9 +10,10 @@ import pytest
 
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.store import exchanges, ledger
-from gateway.store.database import Batched, Database
+from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
-from gateway.store.ledger import Entry
+from gateway.store.ledger import Booking, Entry
+from tests.factories import booked, seal
 
 NOON = int(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp() * 1000)
 DAY = 86_400_000
@@ -44,7 +45,7 @@ EXCHANGE = ExchangeRow("x1", "worker-1", 11, 3, "gpt-4o", 200, "complete", '{"at
 
 
 def book(database: Database, entry: Entry | None, exchange: ExchangeRow = EXCHANGE) -> None:
-    database.write(Batched(ledger.record, (entry, exchange)))
+    booked(database, entry, exchange)
 
 
 def test_an_entry_comes_back_as_it_was_booked(database: Database) -> None:
@@ -74,7 +75,7 @@ def test_the_same_entry_is_booked_once_and_its_first_amount_stands(database: Dat
 
 def test_the_same_entry_twice_in_one_batch_is_booked_once(database: Database) -> None:
     other = replace(EXCHANGE, status=500)
-    database.write(lambda: ledger.record([(ENTRY, EXCHANGE), (ENTRY, other), (None, replace(EXCHANGE, id="x2"))]))
+    database.write(lambda: ledger.record([Booking(ENTRY, EXCHANGE), Booking(ENTRY, other), Booking(None, replace(EXCHANGE, id="x2"))], seal))
 
     assert len(database.read(lambda: ledger.entries(0, NOON + 1, 0, 10))) == 1
     assert database.read(lambda: exchanges.find_exchange("x1")) == other

@@ -1,0 +1,158 @@
+"""Budget holds of this worker's calls: taken before an upstream is asked, never more than the budgets on the call's path have room for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from gateway.backend import Call
+from gateway.core import periods
+from gateway.core.exchange import Exchange
+from gateway.core.metering import BYTES_PER_TOKEN
+from gateway.core.routing import Candidate
+from gateway.dialects import CHAT_CODECS
+from gateway.errors import BudgetExceeded, GatewayError, StoreUnavailable
+from gateway.store import holds
+from gateway.store.budgets import Budget
+from gateway.store.catalog import Price
+from gateway.store.database import Batched, Conflict, Database
+from gateway.store.holds import Period, Refused, Wanted
+
+log = logging.getLogger(__name__)
+GRACE_S = 60
+"""How long a hold outlives its call's total deadline, so that a leak in a live worker ends."""
+BINARY_TOKENS = 2_000
+"""For each picture or sound within a request, whose bytes tell nothing of its tokens."""
+_BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
+_INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
+_OUTPUT = ("output_text", "reasoning", "audio_out")
+_WHOSE: Mapping[str, str] = {"key": "The key's", "user": "The user's", "team": "The team's", "global": "The gateway's"}
+_PERIOD: Mapping[str, str] = {"day": "for the day", "month": "for the month", "total": "in total"}
+
+
+class Holds:
+    """`default_output`: tokens for which a call is held that names no limit of its own, and whose model names none."""
+
+    def __init__(self, database: Database, owner: str, default_output: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._owner, self._default_output, self._clock = database, owner, default_output, clock
+        self._deadlines: dict[str, float] = {}
+        self._maybe: dict[str, Wanted] = {}
+
+    def reserve(self, exchange: Exchange, candidates: Sequence[Candidate], max_output: int | None) -> bool:
+        """Hold the dearest that the call may cost in every budget on its path; False where there is none.
+
+        Raises BudgetExceeded, and StoreUnavailable where the database does not say whether there is room.
+        """
+        budgets = exchange.principal.budgets
+        if not budgets:
+            return False
+        wanted = self._wanted(exchange, candidates, max_output)
+        self._deadlines[wanted.id] = self._clock() + wanted.lease_s
+        try:
+            refused = self._database.write(Batched(holds.reserve, wanted))
+        except (StoreUnavailable, Conflict) as error:  # it may have been committed all the same
+            self._deadlines.pop(wanted.id, None)
+            self._maybe[wanted.id] = wanted
+            raise StoreUnavailable("The budget could not be looked up: the database did not answer. Try again.", retry_after_s=2.0) from error
+        except BaseException:
+            self._deadlines.pop(wanted.id, None)
+            self._maybe[wanted.id] = wanted
+            raise
+        if refused is not None:
+            self._deadlines.pop(wanted.id, None)
+            raise _exceeded(refused, next(budget for budget in budgets if budget.id == refused.budget_id), wanted.amount)
+        return True
+
+    def closed(self, exchange_id: str) -> None:
+        """The call is booked."""
+        self._deadlines.pop(exchange_id, None)
+
+    def release_doubtful(self) -> int:
+        """End the holds of which nobody knows whether they were made; how many. Raises StoreUnavailable while the database is away."""
+        doubtful = list(self._maybe.values())
+        for wanted in doubtful:
+            self._database.write(lambda wanted=wanted: holds.bury(wanted))  # type: ignore[misc]
+            self._maybe.pop(wanted.id, None)
+        return len(doubtful)
+
+    def leaked(self) -> list[str]:
+        """Holds of this worker that outlived their calls."""
+        now = self._clock()
+        return [id for id, deadline in self._deadlines.items() if deadline < now]
+
+    def _wanted(self, exchange: Exchange, candidates: Sequence[Candidate], max_output: int | None) -> Wanted:
+        principal = exchange.principal
+        amount = max((self._upper_bound(exchange.call, candidate.price, max_output) for candidate in candidates), default=0)
+        amount = max(0, -(-amount * (1_000_000 + principal.markup_ppm) // 1_000_000))
+        total_s = max((candidate.deployment.deadlines.total_s for candidate in candidates), default=0.0)
+        return Wanted(
+            id=exchange.id,
+            owner=self._owner,
+            lease_s=math.ceil(total_s) + GRACE_S,
+            api_key=principal.key_id,
+            user=principal.user_id,
+            team=principal.team_id,
+            model=exchange.model_asked,
+            at=exchange.at,
+            amount=amount,
+            periods=tuple([_period(budget, exchange.at) for budget in principal.budgets]),
+        )
+
+    def _upper_bound(self, call: Call, price: Price | None, max_output: int | None) -> int:
+        """Nano-USD that the call may cost: all input at its dearest rate, and as much output as it may have."""
+        if price is None:
+            return 0
+        dearest = [price.rates, *(tier.rates for tier in price.tiers), *price.variants.values()]
+        rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
+        rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
+        choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1
+        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * self._output_bound(call, max_output) * rate_out
+        return -(-pico // 1000) + price.per_call_nano
+
+    def _output_bound(self, call: Call, max_output: int | None) -> int:
+        fields = call.fields
+        named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
+        if named:
+            return min([*named[:1], *([max_output] if max_output is not None else [])])
+        if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
+            return 0
+        return max_output if max_output is not None else self._default_output
+
+
+def input_bound(call: Call) -> int:
+    """Tokens that the request may have: its bytes of text, and a good deal for each picture or sound."""
+    if call.body.member is None or not call.body.replayable:
+        return (call.body.size or 0) // BYTES_PER_TOKEN
+    found, text = 0, 0
+    for chunk in call.body.open():
+        rest, count = _BINARY.subn(b"", chunk)
+        found, text = found + count, text + len(rest)
+    return -(-text // BYTES_PER_TOKEN) + found * BINARY_TOKENS
+
+
+def _period(budget: Budget, at: int) -> Period:
+    starts_at, ends_at = periods.window(budget.period, budget.timezone, at)
+    return Period(budget.id, starts_at, ends_at, budget.soft)
+
+
+def _exceeded(refused: Refused, budget: Budget, amount: int) -> GatewayError:
+    until = "" if refused.ends_at is None else f" It begins anew at {_moment(refused.ends_at, budget.timezone)}."
+    return BudgetExceeded(
+        f"{_WHOSE[budget.kind]} budget of {usd(refused.limit_nano)} USD {_PERIOD[budget.period]} has no room for this call:"
+        f" {usd(refused.spent)} are spent, {usd(refused.held)} held by calls under way, and this one may cost {usd(amount)}.{until}"
+    )
+
+
+def _moment(at: int, timezone: str) -> str:
+    return datetime.fromtimestamp(at // 1000, UTC).astimezone(ZoneInfo(timezone)).isoformat(timespec="minutes")
+
+
+def usd(nano: int) -> str:
+    """Exact, with at least two decimal places."""
+    whole, fraction = divmod(abs(nano), 10**9)
+    return f"{'-' if nano < 0 else ''}{whole}.{str(fraction).zfill(9).rstrip('0').ljust(2, '0')}"
