@@ -38,6 +38,11 @@ def parse_moment(text: str) -> int:
     return _milliseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
+def parse_beginning(text: str) -> int:
+    """The same, or "always", 0: as `moment` prints it, with its " UTC"."""
+    return 0 if text == "always" else parse_moment(text.removesuffix(" UTC"))
+
+
 def parse_month(text: str) -> tuple[int, int]:
     """ "2026-11": its first moment and the next month's. Raises ValueError."""
     match = _MONTH.match(text)
@@ -89,6 +94,7 @@ def parse_assignment(text: str) -> tuple[str, str]:
 
 DURATION = Parsed("duration", parse_duration)
 MOMENT = Parsed("time", parse_moment)
+BEGINNING = Parsed("time", parse_beginning)
 MONTH = Parsed("month", parse_month)
 NAMES = Parsed("names", parse_names)
 ASSIGNMENT = Parsed("name=value", parse_assignment)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from gateway import plugins
@@ -92,11 +93,25 @@ class Snapshot:
 
     def price(self, upstream_model: str, at: int) -> Price | None:
         """The price in force at that moment (Unix milliseconds); an exact name before the longest glob."""
-        for name in (upstream_model, *(glob for glob in self.price_globs if matches(upstream_model, glob))):
+        globs = (glob for glob in self.price_globs if matches(upstream_model, glob))  # looked at only where the exact name has no price
+        for name in chain((upstream_model,), globs):
             price = next((price for price in self.prices.get(name, ()) if price.valid_from <= at), None)
             if price is not None:
                 return price
         return None
+
+
+def price_book(prices: Iterable[Price]) -> Snapshot:
+    """A snapshot of these prices alone."""
+    by_model = _by_model(prices)
+    return Snapshot(-1, {}, (), by_model, _globs(by_model))
+
+
+def _by_model(prices: Iterable[Price]) -> dict[str, list[Price]]:
+    found: dict[str, list[Price]] = {}
+    for price in sorted(prices, key=lambda price: -price.valid_from):
+        found.setdefault(price.model, []).append(price)
+    return found
 
 
 def _globs(names: Iterable[str]) -> list[str]:
@@ -214,11 +229,9 @@ class Catalog:
                 by_model[names[row.model_id]].append(self._deployment(row, names[row.model_id], credentials.get(row.credential_id or 0)))
         if self._environment is not None:
             by_model.setdefault("*", []).append(self._from_environment(self._environment))
-        prices: dict[str, list[Price]] = {}
-        for price in sorted(rows.prices, key=lambda price: -price.valid_from):
-            prices.setdefault(price.model, []).append(price)
         made = [deployment for deployments in by_model.values() for deployment in deployments]
         self._learn_secrets(*(deployment.secret.reveal() for deployment in made), *(each.proxy.password for each in made if each.proxy is not None))
+        prices = _by_model(rows.prices)
         return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices), {model.name: model for model in rows.models})
 
     def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:

@@ -25,6 +25,7 @@ __all__ = [
     "create_model",
     "delete_deployment",
     "delete_model",
+    "delete_price",
     "find_deployment",
     "find_model",
     "generation",
@@ -115,10 +116,11 @@ class DeploymentFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """The rates of a whole call whose input is more than `above` tokens."""
+    """The rates of a whole call whose input is more than `above` tokens. `variants`: as a Price's."""
 
     above: int
     rates: Mapping[str, int]
+    variants: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +237,12 @@ def add_price(
     variants: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Price:
     """Raises Conflict if the model has a price from that moment, ValueError for rates that are not whole and positive, or of no bucket."""
-    for each in (rates, *(tier.rates for tier in tiers), *(variants or {}).values()):
+    stepped = [each for tier in tiers for each in (tier.rates, *tier.variants.values())]
+    for each in (rates, *stepped, *(variants or {}).values()):
         if not set(each) <= set(BUCKETS) or any(type(amount) is not int or amount < 0 for amount in (*each.values(), per_call_nano)):
             raise ValueError(f"a price is a whole number of 0 or more for each of: {', '.join(BUCKETS)}")
-    rising = [{"above": tier.above, "rates": dict(tier.rates)} for tier in sorted(tiers, key=lambda tier: tier.above)]
-    more = {"tiers": rising or None, "variants": {name: dict(each) for name, each in variants.items()} if variants else None}
+    rising = [_tier_document(tier) for tier in sorted(tiers, key=lambda tier: tier.above)]
+    more = {"tiers": rising or None, "variants": _plain(variants) if variants else None}
     row = PriceRow.create(model=model, valid_from=valid_from, rates=dict(rates), per_call_nano=per_call_nano, source=source, created_at=at, **more)
     raise_generation()
     return _price(row)
@@ -247,6 +250,20 @@ def add_price(
 
 def list_prices() -> list[Price]:
     return [_price(row) for row in PriceRow.select().order_by(PriceRow.model, PriceRow.valid_from)]
+
+
+def delete_price(price_id: int) -> None:
+    """Raises NotFound."""
+    _apply(PriceRow.delete().where(PriceRow.id == price_id).execute(), "price", price_id)
+
+
+def _plain(variants: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {name: dict(each) for name, each in variants.items()}
+
+
+def _tier_document(tier: Tier) -> dict[str, Any]:
+    more = {"variants": _plain(tier.variants)} if tier.variants else {}
+    return {"above": tier.above, "rates": dict(tier.rates), **more}
 
 
 def _apply(changed: int, kind: str, row_id: int) -> None:
@@ -296,5 +313,5 @@ def _deployment(row: DeploymentRow) -> Deployment:
 
 
 def _price(row: PriceRow) -> Price:
-    tiers = tuple(Tier(tier["above"], tier["rates"]) for tier in row.tiers or ())
+    tiers = tuple(Tier(tier["above"], tier["rates"], tier.get("variants", {})) for tier in row.tiers or ())
     return Price(row.id, row.model, row.valid_from, row.rates, row.per_call_nano, row.source, row.created_at, tiers, row.variants or {})

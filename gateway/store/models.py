@@ -199,8 +199,8 @@ class DeploymentRow(Row):
 class PriceRow(Row):
     """`model` is the upstream's name, exact or a glob; `rates` maps a bucket to pico-USD per token.
 
-    `tiers`: a list of {"above": tokens, "rates": {...}}, for calls with more input than that; `variants`: rates by service tier
-    ("batch", "flex", "priority"); null for none.
+    `tiers`: a list of {"above": tokens, "rates": {...}}, for calls with more input than that; `variants`, of the price and of a
+    tier: rates by service tier ("batch", "flex", "priority"); null for none.
     """
 
     id = AutoField()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.cli.values import parse_assignment, parse_duration, parse_expiry, parse_moment, parse_month, parse_names
+from gateway.cli.values import parse_assignment, parse_beginning, parse_duration, parse_expiry, parse_moment, parse_month, parse_names
 
 DAY_MS = 86_400_000
 
@@ -65,3 +65,8 @@ def test_an_assignment_has_a_name_and_may_have_an_empty_value() -> None:
     for text in ("a", "=b"):
         with pytest.raises(ValueError, match="name=value"):
             parse_assignment(text)
+
+
+def test_a_beginning_is_read_as_it_is_printed() -> None:
+    assert parse_beginning("always") == 0
+    assert parse_beginning("2026-12-31 18:00 UTC") == parse_beginning("2026-12-31T18:00") == ms(2026, 12, 31, 18)

@@ -19,7 +19,7 @@ class ChatOnly(Scripted):
 
 def router(deployments: dict[str, list[Deployment]], prices: dict[str, list[Price]] | None = None, unpriced: str = "free") -> Router:
     globs = [name for name in deployments if "*" in name]
-    catalog: Any = SimpleNamespace(snapshot=Snapshot(1, deployments, globs, prices or {}))
+    catalog: Any = SimpleNamespace(snapshot=Snapshot(1, deployments, globs, prices or {}, [name for name in prices or {} if "*" in name]))
     return Router(catalog, unpriced)
 
 
@@ -102,6 +102,12 @@ def test_unpriced_model_is_refused_where_the_operator_says_so() -> None:
         router({"m": [ready("a")]}, unpriced="refuse").candidates(made)
     assert caught.value.code == "model_not_priced"
     assert made.excluded == {"a": "no_price"}
+
+
+def test_the_price_of_every_name_is_the_default_for_models_without_one_and_lets_them_be_served() -> None:
+    own, default = price("known"), price("*", rate=5)
+    made = router({"known": [ready("a")], "new": [ready("b")]}, {"known": [own], "*": [default]}, unpriced="refuse")
+    assert [made.candidates(asked(model))[0].price for model in ("known", "new")] == [own, default]
 
 
 def test_priced_deployment_serves_beside_an_unpriced_one() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,67 +14,40 @@ from gateway.dialects import openai_usage
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.dialects.openai_usage import MAX_TOKENS
 
-GOLDEN: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "chat": (
-        {
-            "prompt_tokens": 2006,
-            "completion_tokens": 300,
-            "total_tokens": 2306,
-            "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": 192, "audio_tokens": 0, "accepted_prediction_tokens": 4, "rejected_prediction_tokens": 3},
-        },
-        {"input_uncached": 86, "cache_read": 1920, "output_text": 108, "reasoning": 192},
-    ),
-    "chat with audio": (
-        {
-            "prompt_tokens": 82,
-            "completion_tokens": 120,
-            "total_tokens": 202,
-            "prompt_tokens_details": {"cached_tokens": 0, "text_tokens": 12, "audio_tokens": 40, "image_tokens": 30},
-            "completion_tokens_details": {"text_tokens": 20, "audio_tokens": 100, "reasoning_tokens": 0},
-        },
-        {"input_uncached": 12, "audio_in": 40, "image_in": 30, "output_text": 20, "audio_out": 100},
-    ),
-    "completions": ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, {"input_uncached": 5, "output_text": 7}),
-    "responses": (
-        {
-            "input_tokens": 328,
-            "input_tokens_details": {"cached_tokens": 128},
-            "output_tokens": 52,
-            "output_tokens_details": {"reasoning_tokens": 50},
-            "total_tokens": 380,
-        },
-        {"input_uncached": 200, "cache_read": 128, "output_text": 2, "reasoning": 50},
-    ),
-    "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, {"input_uncached": 8}),
-    "images": (
-        {"input_tokens": 50, "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}, "output_tokens": 4160, "total_tokens": 4210},
-        {"input_uncached": 10, "image_in": 40, "output_text": 4160},
-    ),
-    "transcription": (
-        {"type": "tokens", "input_tokens": 14, "input_token_details": {"text_tokens": 4, "audio_tokens": 10}, "output_tokens": 45, "total_tokens": 59},
-        {"input_uncached": 4, "audio_in": 10, "output_text": 45},
-    ),
-    "speech": ({"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}, {"input_uncached": 14, "output_text": 101}),
-    "details that are null": (
-        {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12, "prompt_tokens_details": None, "completion_tokens_details": None},
-        {"input_uncached": 5, "output_text": 7},
-    ),
-}
+GOLDEN = sorted((Path(__file__).parent / "golden_usage").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_documented_usage_falls_into_its_buckets(name: str) -> None:
-    raw, buckets = GOLDEN[name]
-    usage = openai_usage.usage({"object": "whatever", "usage": raw})
-    assert usage == Usage(**buckets)
-    assert usage.raw is raw
-    assert usage.input_tokens + usage.output_tokens == raw["total_tokens"]
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_golden_usage_falls_into_its_buckets(path: Path) -> None:
+    golden = json.loads(path.read_text())
+    usage = openai_usage.usage(golden["document"])
+    if golden["buckets"] is None:
+        assert usage is None
+        return
+    assert usage == Usage(**golden["buckets"], flags=tuple(golden.get("flags", ())))
+    assert openai_usage.service_tier(golden["document"]) == golden.get("service_tier")
+    raw = usage.raw or {}
+    assert "clamped" in usage.flags or usage.input_tokens + usage.output_tokens == raw["total_tokens"]
 
 
-def test_usage_of_a_response_event_is_found() -> None:
-    raw = GOLDEN["responses"][0]
-    assert openai_usage.usage({"type": "response.completed", "response": {"usage": raw}}) == Usage(**GOLDEN["responses"][1])
+def test_there_is_a_golden_usage_of_every_answer_that_has_one() -> None:
+    answers = {path.stem.partition("_")[0] for path in GOLDEN}
+    assert {"chat", "completions", "responses", "embeddings", "images", "transcription", "speech"} <= answers
+
+
+def test_the_provider_s_object_is_kept_as_it_came_and_with_it_the_service_tier_that_served() -> None:
+    raw = {"prompt_tokens": 1, "completion_tokens": 2}
+    plain, flex = openai_usage.usage({"usage": raw, "service_tier": "default"}), openai_usage.usage({"usage": raw, "service_tier": "flex"})
+    assert plain is not None
+    assert plain.raw is raw
+    assert flex is not None
+    assert flex.raw == raw | {"service_tier": "flex"}
+
+
+@pytest.mark.parametrize("named", [None, "", "default", "auto", "standard", 5, ["flex"], {"a": 1}, "x" * 33])
+def test_a_service_tier_that_is_none_or_the_plain_one_is_not_told(named: Any) -> None:
+    for document in ({"service_tier": named}, {"response": {"service_tier": named}}, {"usage": {"service_tier": named}}):
+        assert openai_usage.service_tier(document) is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +120,9 @@ PROMPTS = [
     ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details"),
     ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details"),
 ]
-DETAILS_IN, DETAILS_OUT = ("cached_tokens", "audio_tokens", "image_tokens", "text_tokens"), ("reasoning_tokens", "audio_tokens", "text_tokens")
+DETAILS_IN = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens")
+DETAILS_OUT = ("reasoning_tokens", "audio_tokens", "text_tokens")
+PARTS_IN = {"cached_tokens_details": ("audio_tokens", "image_tokens"), "cache_write_tokens_details": ("ttl_30m_tokens", "ttl_12h_tokens")}
 
 
 @st.composite
@@ -157,6 +133,10 @@ def usages(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> dict[str, Any]:
         raw["total_tokens"] = draw(values)
     if draw(st.booleans()):
         raw[details_in] = draw(st.dictionaries(st.sampled_from(DETAILS_IN), values) | ODD)
+        if isinstance(raw[details_in], dict):
+            raw[details_in] |= {name: draw(st.dictionaries(st.sampled_from(parts), values) | ODD) for name, parts in PARTS_IN.items() if draw(st.booleans())}
+    if draw(st.booleans()):
+        raw[draw(st.sampled_from(("prompt_cache_hit_tokens", "cached_tokens")))] = draw(values)
     if draw(st.booleans()):
         raw[details_out] = draw(st.dictionaries(st.sampled_from(DETAILS_OUT), values) | ODD)
     return raw

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects.events import BUCKETS
-from gateway.errors import BadRequest
+from gateway.dialects.events import BUCKETS, Usage
+from gateway.errors import BadRequest, NotFound
 from gateway.operations import prices
+from gateway.store.catalog import Price, Tier
 from gateway.store.database import Conflict, Database
+from gateway.store.ledger import Entry
+from tests.unit.operations.booked import book
 from tests.unit.operations.times import AT
 
 
@@ -62,3 +65,46 @@ def test_a_second_price_of_the_same_moment_is_refused(database: Database) -> Non
     prices.set_price(database, "m", {}, AT)
     with pytest.raises(Conflict, match="from that very moment"):
         prices.set_price(database, "m", {}, AT)
+
+
+def test_tiers_and_variants_have_a_rate_for_every_bucket_too(database: Database) -> None:
+    tier = Tier(100, {"input_uncached": 7, "output_text": 8}, {"batch": {"output_text": 4}})
+    made = prices.set_price(database, "m", {"input_uncached": 5}, AT, tiers=(tier,), variants={"batch": {"input_uncached": 2}})
+    (above,) = made.tiers
+    assert above.rates == dict.fromkeys(BUCKETS, 7) | {"output_text": 8, "reasoning": 8, "audio_out": 8}
+    assert (above.variants["batch"]["reasoning"], made.variants["batch"]["cache_read"]) == (4, 2)
+
+
+def booked(database: Database, price: Price | None) -> None:
+    words = {"ending": "complete", "usage_source": "provider", "model_asked": "m", "model_served": "m", "deployment": "d"}
+    entry = Entry("x", "usage", 1, 1, 1, 5, 5, Usage(), total_ms=1, at=AT, price=price.id if price else None, **words)  # type: ignore[arg-type]
+    book(database, entry)
+
+
+def test_a_price_by_which_nothing_was_booked_can_be_deleted(database: Database) -> None:
+    made = prices.set_price(database, "m", {"input_uncached": 5}, AT)
+    booked(database, None)
+    assert prices.delete_price(database, "m", None) == made
+    assert prices.list_prices(database) == []
+
+
+def test_a_price_that_entries_name_stays(database: Database) -> None:
+    booked(database, prices.set_price(database, "m", {}, AT))
+    with pytest.raises(Conflict, match="rerate"):
+        prices.delete_price(database, "m", None)
+    assert len(prices.list_prices(database)) == 1
+
+
+def test_of_many_prices_the_one_of_that_moment_or_minute_is_deleted(database: Database) -> None:
+    minute = AT - AT % 60_000
+    for moment in (0, minute + 1, minute + 2):
+        prices.set_price(database, "m", {}, AT, valid_from=moment)
+    for refused in (None, minute):
+        with pytest.raises(BadRequest, match="say which"):
+            prices.delete_price(database, "m", refused)
+    assert prices.delete_price(database, "m", minute + 1).valid_from == minute + 1
+    assert prices.delete_price(database, "m", minute).valid_from == minute + 2
+    with pytest.raises(NotFound, match="no such price"):
+        prices.delete_price(database, "m", minute)
+    with pytest.raises(NotFound, match="no price"):
+        prices.delete_price(database, "n", None)

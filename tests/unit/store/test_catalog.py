@@ -85,6 +85,29 @@ def test_prices_are_whole_numbers_of_any_size(database: Database) -> None:
     assert type(price.rates["output_text"]) is int
 
 
+def test_a_price_s_tiers_rise_and_keep_their_variants(database: Database) -> None:
+    batch = {"batch": {"output_text": 2}}
+    tiers = (catalog.Tier(200, {"output_text": 5}, batch), catalog.Tier(100, {"output_text": 4}))
+    made = database.write(lambda: catalog.add_price("m", 0, {"output_text": 3}, 1, tiers=tiers, variants=batch))
+    assert database.read(catalog.list_prices) == [made]
+    assert made.tiers == tiers[::-1]
+    assert made.variants == batch
+
+
+@pytest.mark.parametrize("tier", [catalog.Tier(1, {"output_text": -1}), catalog.Tier(1, {}, {"batch": {"tokens": 1}})])
+def test_a_tier_s_rates_are_checked_too(sqlite_database: Database, tier: catalog.Tier) -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        sqlite_database.write(lambda: catalog.add_price("m", 0, {}, 1, tiers=(tier,)))
+
+
+def test_a_price_can_be_deleted(database: Database) -> None:
+    made = database.write(lambda: catalog.add_price("m", 0, {}, 1))
+    database.write(lambda: catalog.delete_price(made.id))
+    assert database.read(catalog.list_prices) == []
+    with pytest.raises(NotFound):
+        database.write(lambda: catalog.delete_price(made.id))
+
+
 @pytest.mark.parametrize("rates", [{"output_text": 0.5}, {"output_text": -1}, {"output_text": True}, {"tokens": 1}])
 def test_a_price_that_is_none_is_refused(sqlite_database: Database, rates: Mapping[str, Any]) -> None:
     with pytest.raises(ValueError, match="whole number"):
@@ -117,6 +140,7 @@ def test_every_change_raises_the_generation(database: Database) -> None:
         lambda: catalog.delete_model(1),
         lambda: pools.delete_credential(1),
         lambda: catalog.add_price("m", 0, {}, 1),
+        lambda: catalog.delete_price(catalog.list_prices()[0].id),
     ]
     before = database.read(catalog.generation)
     for number, change in enumerate(changes, 1):
