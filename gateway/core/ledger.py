@@ -19,10 +19,10 @@ from gateway import logs
 from gateway.core.exchange import Ending, Exchange, ending_of
 from gateway.core.holds import Holds
 from gateway.core.metering import NOTHING, Metered, Source
+from gateway.core.pricing import priced
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError, SettleFailed, StoreUnavailable
 from gateway.metrics import Metrics
-from gateway.store.catalog import Price
 from gateway.store.database import Batched, Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.holds import OpenHold
@@ -32,15 +32,6 @@ from gateway.store.ledger import Booking, Entry, Seal, record
 log = logging.getLogger(__name__)
 REFUSALS_A_MINUTE = 10
 _encode = msgspec.json.Encoder().encode
-PICO_PER_NANO = 1000
-
-
-def amount_nano(metered: Metered, price: Price | None) -> int:
-    """What the usage costs, in nano-dollars; 0 without a price. Rounded up, so that no call is free by rounding."""
-    if price is None:
-        return 0
-    pico = sum(tokens * price.rates.get(bucket, 0) for bucket, tokens in metered.usage.buckets().items())
-    return -(-pico // PICO_PER_NANO) + price.per_call_nano
 
 
 class RefusalQuota:
@@ -191,8 +182,9 @@ class Ledger:
     def _entry(self, exchange: Exchange, ending: Ending, metered: Metered) -> Entry:
         attempt = exchange.attempts[-1] if exchange.attempts else None
         price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation and attempt else None
-        cost = amount_nano(metered, price) if metered is not NOTHING or ending is Ending.COMPLETE else 0
         markup_ppm = exchange.principal.markup_ppm
+        due = priced(metered.usage, price, markup_ppm)
+        charged = metered is not NOTHING or ending is Ending.COMPLETE
         return Entry(
             exchange=exchange.id,
             kind="usage",
@@ -200,12 +192,12 @@ class Ledger:
             api_key=exchange.principal.key_id,
             user=exchange.principal.user_id,
             team=exchange.principal.team_id,
-            amount=-(-cost * (1_000_000 + markup_ppm) // 1_000_000),
-            cost=cost,
+            amount=due.amount if charged else 0,
+            cost=due.cost if charged else 0,
             markup_ppm=markup_ppm,
             usage=metered.usage,
             flags=("unpriced",) if price is None and attempt else (),
-            rates=dict(price.rates) if price else {},
+            rates=due.rates,
             price=price.id if price else None,
             ending=str(ending),
             usage_source=str(metered.source),

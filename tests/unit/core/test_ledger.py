@@ -3,21 +3,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.core.exchange import Ending, Reservation
-from gateway.core.ledger import amount_nano
 from gateway.core.metering import NOTHING, Metered, Source
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.errors import UpstreamError
 from gateway.store import catalog
-from gateway.store.catalog import Price
 from tests.factories import StillClient, migrated, price
 from tests.unit.core.stages import USED, Bookkeeping, lines
 
@@ -26,39 +20,6 @@ from tests.unit.core.stages import USED, Bookkeeping, lines
 def stage(tmp_path: Path) -> Iterator[Bookkeeping]:
     with migrated(tmp_path) as database:
         yield Bookkeeping(database, tmp_path)
-
-
-# amounts
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**12)), min_size=9, max_size=9), st.integers(0, 10**12))
-def test_amount_is_exact_and_rounded_up_once(used: list[tuple[int, int]], per_call: int) -> None:
-    rates = {bucket: rate for bucket, (_, rate) in zip(BUCKETS, used, strict=True)}
-    counts: dict[str, Any] = {bucket: tokens for bucket, (tokens, _) in zip(BUCKETS, used, strict=True)}
-    amount = amount_nano(Metered(Usage(**counts), Source.PROVIDER), Price(1, "m", 0, rates, per_call, "", 0))
-    exact = sum(Fraction(tokens * rate, 1000) for tokens, rate in used) + per_call
-    assert type(amount) is int
-    assert 0 <= amount - exact < 1
-
-
-@pytest.mark.parametrize(("tokens", "rate", "amount"), [(1, 1, 1), (1000, 1, 1), (1001, 1, 2), (1, 1000, 1), (1, 1001, 2), (0, 5000, 0), (3, 2_500_000, 7500)])
-def test_part_of_a_nano_dollar_is_a_whole_one(tokens: int, rate: int, amount: int) -> None:
-    assert amount_nano(Metered(Usage(output_text=tokens), Source.PROVIDER), price(rate=rate)) == amount
-
-
-def test_two_parts_of_a_nano_dollar_are_rounded_together() -> None:
-    assert amount_nano(Metered(Usage(input_uncached=1, output_text=1), Source.PROVIDER), price(rate=400)) == 1
-
-
-def test_every_bucket_has_its_own_rate() -> None:
-    for number, bucket in enumerate(BUCKETS):
-        rates: dict[str, Any] = {bucket: 1000 * (number + 1)}
-        counts: dict[str, Any] = {bucket: 7}
-        assert amount_nano(Metered(Usage(**counts), Source.PROVIDER), price(rate=0, **rates)) == 7 * (number + 1)
-
-
-def test_without_a_price_nothing_is_charged() -> None:
-    assert amount_nano(USED, None) == 0
 
 
 # settling
