@@ -36,6 +36,7 @@ for command in (
     credentials.credential,
     prices.price,
     budgets.budget,
+    budgets.credit,
     ledger.ledger,
     reports.report,
     reports.route,

@@ -9,6 +9,7 @@ import click
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import Parsed
+from gateway.core.exchange import new_id
 from gateway.operations import budgets
 from gateway.operations.budgets import ListedBudget, Subject
 from gateway.operations.prices import nano_usd, usd
@@ -32,16 +33,41 @@ def budget() -> None:
 @json_option
 def set_budget(key: str | None, user: str | None, everybody: bool, period: str, limit: int, timezone: str | None, soft: bool, as_json: bool) -> None:
     """Begin a budget, or change it. It counts from now on."""
+    subject = _subject(key, user, everybody)
+    with opened() as here:
+        made = budgets.set_budget(here.database, subject, period, limit, now_ms(), timezone=timezone, soft=soft)
+        listed = next(each for each in budgets.list_budgets(here.database, now_ms()) if each.budget.id == made.id)
+    line = f"budget {made.id}: {usd(made.limit_nano)} USD a {period}" if period != "total" else f"budget {made.id}: {usd(made.limit_nano)} USD in total"
+    emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}, time zone {made.timezone}{', soft' if soft else ''}"])
+
+
+def _subject(key: str | None, user: str | None, everybody: bool) -> Subject:
     subjects = [Subject("key", key)] if key is not None else []
     subjects += [Subject("user", user)] if user is not None else []
     subjects += [Subject("global")] if everybody else []
     if len(subjects) != 1:
         raise click.UsageError("name one of --key, --user and --global")
+    return subjects[0]
+
+
+@click.group()
+def credit() -> None:
+    """Credits: what somebody paid in advance, or is given."""
+
+
+@credit.command("add")
+@click.option("--key", "key", metavar="KEY", help="To one key.")
+@click.option("--user", "user", metavar="NAME", help="To a user.")
+@click.option("--global", "everybody", is_flag=True, help="To everybody together.")
+@click.option("--amount", type=AMOUNT, required=True, metavar="USD", help="Such as 5 or 0.50.")
+@click.option("--note", default="", help="Why, such as 'invoice 17'.")
+@json_option
+def add_credit(key: str | None, user: str | None, everybody: bool, amount: int, note: str, as_json: bool) -> None:
+    """Make room in an account's budget of the period "total"."""
+    subject, at = _subject(key, user, everybody), now_ms()
     with opened() as here:
-        made = budgets.set_budget(here.database, subjects[0], period, limit, now_ms(), timezone=timezone, soft=soft)
-        listed = next(each for each in budgets.list_budgets(here.database, now_ms()) if each.budget.id == made.id)
-    line = f"budget {made.id}: {usd(made.limit_nano)} USD a {period}" if period != "total" else f"budget {made.id}: {usd(made.limit_nano)} USD in total"
-    emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}, time zone {made.timezone}{', soft' if soft else ''}"])
+        entry = budgets.add_credit(here.database, subject, amount, note, at, new_id(at), here.secrets().hasher.hash)
+    emit(as_json, {"id": entry.exchange, "amount_nano_usd": amount, "note": note, "at": at}, lambda: [f"credit of {usd(amount)} USD booked ({entry.exchange})"])
 
 
 @budget.command("list")

@@ -47,6 +47,18 @@ def list_models(as_json: bool) -> None:
     emit(as_json, document, lambda: table(("NAME", "DEPLOYMENTS", "CREATED"), rows) if rows else empty)
 
 
+@model.command("set")
+@click.argument("name")
+@click.option("--max-output", type=int, required=True, metavar="N", help="Tokens for which a call is held that names no limit. 0: the setting's default.")
+@json_option
+def set_model(name: str, max_output: int, as_json: bool) -> None:
+    """Say how long answers of a model may be: what budgets hold for a call follows it."""
+    with opened() as here:
+        changed = catalog.set_model(here.database, name, max_output=max_output or None)
+    said = f"{changed.max_output} tokens" if changed.max_output else "the default's tokens"
+    emit(as_json, {"id": changed.id, "name": changed.name, "max_output": changed.max_output}, lambda: [f"model {name}: a budget holds {said} of output"])
+
+
 @model.command("delete")
 @click.argument("name")
 @json_option

@@ -9,10 +9,12 @@ from zoneinfo import available_timezones
 from gateway.core.periods import known_zone, window
 from gateway.errors import BadRequest
 from gateway.operations.keys import required_key
+from gateway.operations.names import check_label
 from gateway.operations.users import required_user
-from gateway.store import accounts, budgets
+from gateway.store import accounts, budgets, ledger
 from gateway.store.budgets import Budget, Window
 from gateway.store.database import Database
+from gateway.store.ledger import Entry, Seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,21 @@ def list_budgets(database: Database, at: int) -> list[ListedBudget]:
         ]
 
     return database.read(work)
+
+
+def add_credit(database: Database, subject: Subject, amount_nano: int, note: str, at: int, credit_id: str, seal: Seal) -> Entry:
+    """Give an account so much in its budget of the period "total". Raises BadRequest where it has none, or for nothing; NotFound."""
+    if amount_nano <= 0:
+        raise BadRequest("a credit is more than 0 USD")
+    check_label(note)
+
+    def work() -> Entry:
+        id = _subject_id(subject, at)
+        if not budgets.current_budgets(subject.kind, id, "total"):
+            raise BadRequest("there is no budget that a credit could make room in; begin one: gateway budget set ... --period total --limit 0")
+        return ledger.book_credit(subject.kind, id, amount_nano, at, credit_id, note, seal)
+
+    return database.write(work)
 
 
 def end_budget(database: Database, budget_id: int, at: int) -> None:

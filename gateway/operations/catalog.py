@@ -83,6 +83,20 @@ def list_models(database: Database) -> list[ServedModel]:
     return [ServedModel(model, tuple(row.name for row in rows.deployments if row.model_id == model.id)) for model in rows.models]
 
 
+def set_model(database: Database, name: str, *, max_output: int | None) -> Model:
+    """`max_output`: tokens that a budget holds for a call that names no limit; None: the setting's default. Raises NotFound, BadRequest."""
+    if max_output is not None and not 1 <= max_output <= 10_000_000:
+        raise BadRequest("the most that an answer may have is a whole number from 1 to 10000000")
+
+    def change() -> Model:
+        model = catalog.find_model(name)
+        if model is None:
+            raise NotFound(f"there is no model {name!r}; `gateway model list` shows them")
+        return catalog.set_model(model.id, max_output=max_output)
+
+    return database.write(change)
+
+
 def delete_model(database: Database, name: str) -> Model:
     """Raises NotFound, and Conflict while it has deployments."""
 

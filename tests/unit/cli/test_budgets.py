@@ -58,3 +58,26 @@ def test_what_cannot_be_a_budget_is_told_in_a_line_and_changes_nothing(ann: Type
 def test_an_untouched_ledger_is_verified(ann: Typed) -> None:
     assert ann("ledger", "verify").out == "0 entries, 0 budget windows, 0 open holds: 0 differences\n"
     assert ann("ledger", "rebuild").out == "every counter was right\n"
+
+
+def test_a_credit_makes_room_in_a_prepaid_balance(ann: Typed) -> None:
+    assert "gateway budget set" in ann("credit", "add", "--user", "ann", "--amount", "5").err
+    ann("budget", "set", "--user", "ann", "--period", "total", "--limit", "0")
+    assert "5.00 USD" in ann("credit", "add", "--user", "ann", "--amount", "5", "--note", "invoice 17").out
+    (listed,) = ann("budget", "list", "--json").json()
+    assert (listed["spent_nano_usd"], listed["remaining_nano_usd"]) == (-5 * 10**9, 5 * 10**9)
+    assert ann("ledger", "verify").out == "1 entries, 1 budget windows, 0 open holds: 0 differences\n"
+
+
+@pytest.mark.parametrize("words", [("--amount", "0"), ("--amount", "-1"), ("--amount", "1", "--note", "a\nb")])
+def test_what_is_no_credit_is_refused_and_nothing_is_booked(ann: Typed, words: tuple[str, ...]) -> None:
+    ann("budget", "set", "--user", "ann", "--period", "total", "--limit", "0")
+    assert ann("credit", "add", "--user", "ann", *words).code == 2
+    assert ann("ledger", "verify", "--json").json()["entries"] == 0
+
+
+def test_a_model_s_longest_answer_is_set_and_unset(ann: Typed) -> None:
+    assert ann("model", "set", "echo", "--max-output", "100", "--json").json()["max_output"] == 100
+    assert ann("model", "set", "echo", "--max-output", "0", "--json").json()["max_output"] is None
+    assert ann("model", "set", "echo", "--max-output", "-1").code == 2
+    assert ann("model", "set", "nothing", "--max-output", "1").code == 3
