@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 from gateway.backend import Call
@@ -21,7 +22,7 @@ from gateway.store import holds
 from gateway.store.budgets import Budget
 from gateway.store.catalog import Price
 from gateway.store.database import Batched, Conflict, Database
-from gateway.store.holds import Period, Refused, Wanted
+from gateway.store.holds import OpenHold, Period, Refused, Wanted
 
 log = logging.getLogger(__name__)
 GRACE_S = 60
@@ -72,11 +73,15 @@ class Holds:
         """The call is booked."""
         self._deadlines.pop(exchange_id, None)
 
-    def release_doubtful(self) -> int:
-        """End the holds of which nobody knows whether they were made; how many. Raises StoreUnavailable while the database is away."""
+    def release_doubtful(self, release: Callable[[OpenHold], None]) -> int:
+        """End the holds of which nobody knows whether they were made; how many. `release` ends one that was.
+
+        Raises StoreUnavailable while the database is away.
+        """
         doubtful = list(self._maybe.values())
         for wanted in doubtful:
-            self._database.write(lambda wanted=wanted: holds.bury(wanted))  # type: ignore[misc]
+            self._database.write(partial(holds.bury, wanted))  # from here on it is there or never will be
+            release(OpenHold(wanted.id, wanted.owner, wanted.api_key, wanted.user, wanted.team, wanted.model, wanted.at))
             self._maybe.pop(wanted.id, None)
         return len(doubtful)
 

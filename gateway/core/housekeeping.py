@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway.concurrency import every
+from gateway.core.exchange import Ending
 from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
@@ -95,19 +96,19 @@ class Housekeeping:
 
     def _look_after_own(self) -> None:
         self._replay(lambda owner: True)
-        if doubtful := self._own.release_doubtful():
+        if doubtful := self._own.release_doubtful(lambda hold: self._end([hold], Ending.REFUSED)):
             log.warning("%d holds of which nobody knew whether they were made have ended", doubtful)
         for leaked in self._own.leaked():
             log.error("a hold outlived its call", extra={"exchange": leaked})
             self._own.closed(leaked)
             found = self._database.read(lambda: holds.open_holds(self._presence.owner, REAP_AT_ONCE))
-            self._expire([hold for hold in found if hold.id == leaked])
+            self._end([hold for hold in found if hold.id == leaked], Ending.WORKER_LOST)
 
     def _look_after_others(self) -> None:
         """Journals first: what a worker had booked there is no lost call."""
         self._replay(self._presence.alive)
         if lost := self._database.read(self._lost):
-            self._expire(lost)
+            self._end(lost, Ending.WORKER_LOST)
             log.warning("%d holds of workers that are gone have expired", len(lost))
         if self._clock() >= self._forget_at:
             self._forget_at = self._clock() + FORGET_EVERY_S
@@ -131,5 +132,5 @@ class Housekeeping:
         if count:
             log.warning("%d bookings of the journal are in the database now", count)
 
-    def _expire(self, lost: Sequence[OpenHold]) -> None:
-        self._ledger.book([self._ledger.lost(hold) for hold in lost])
+    def _end(self, abandoned: Sequence[OpenHold], ending: Ending) -> None:
+        self._ledger.book([self._ledger.abandoned(hold, ending) for hold in abandoned])

@@ -96,10 +96,10 @@ class Ledger:
         """Book what was journaled, or what ended without its worker. Idempotent. Raises StoreUnavailable."""
         self._database.write(lambda: self._record(bookings))
 
-    def lost(self, hold: OpenHold) -> Booking:
-        """The end of a call whose worker died: nothing is charged, and the operator sees it as unbilled."""
-        receipt = {"id": hold.id, "at": hold.at, "model": hold.model, "status": None, "ending": Ending.WORKER_LOST, "attempts": []}
-        row = ExchangeRow(hold.id, hold.owner, hold.api_key, hold.user, hold.model, 0, str(Ending.WORKER_LOST), _json(receipt), hold.at)
+    def abandoned(self, hold: OpenHold, ending: Ending) -> Booking:
+        """The end of a call that had a hold and nothing more: nothing is charged. WORKER_LOST shows the operator what stays unbilled."""
+        receipt = {"id": hold.id, "at": hold.at, "model": hold.model, "status": None, "ending": ending, "attempts": []}
+        row = ExchangeRow(hold.id, hold.owner, hold.api_key, hold.user, hold.model, 0, str(ending), _json(receipt), hold.at)
         entry = Entry(
             exchange=hold.id,
             kind="usage",
@@ -110,7 +110,7 @@ class Ledger:
             amount=0,
             cost=0,
             usage=Usage(),
-            ending=str(Ending.WORKER_LOST),
+            ending=str(ending),
             usage_source=str(Source.NONE),
             model_asked=hold.model,
             model_served="",

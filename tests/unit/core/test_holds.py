@@ -1,0 +1,153 @@
+"""What is held for a call, who is told that there is no room, and what becomes of a hold of which nobody knows whether it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.backend import Call
+from gateway.core.exchange import Ending, Exchange
+from gateway.core.holds import GRACE_S, Holds
+from gateway.core.identity import principal_of
+from gateway.core.routing import Candidate
+from gateway.errors import BudgetExceeded, StoreUnavailable
+from gateway.store import accounts, budgets, holds
+from gateway.store.budgets import Window
+from gateway.store.catalog import Tier
+from gateway.store.database import Database
+from gateway.store.ledger import find_entry
+from tests.factories import Books, Clock, call, candidate, exchange, migrated, price
+
+NANO = 10**9
+
+
+class Stage:
+    def __init__(self, database: Database) -> None:
+        self.database, self.clock = database, Clock()
+        self.holds = Holds(database, "owner", 100, self.clock)
+        self.user = database.write(lambda: accounts.create_user("ann", 0))
+        self.key = database.write(lambda: accounts.create_key(self.user.id, "hash", 0, prefix="", suffix=""))
+
+    def budget(self, limit: int, period: str = "total", timezone: str = "UTC", kind: str = "user") -> int:
+        return self.database.write(lambda: budgets.set_budget(kind, self.user.id, period, timezone, limit, 0)).id
+
+    def begun(self, made: Call | None = None) -> Exchange:
+        ex = exchange(made or call(b'{"model":"m","max_tokens":10}'), clock=self.clock)
+        ex.principal = principal_of(self.key, self.database.read(lambda: budgets.account_path(self.key.id, self.user.id, None)))
+        return ex
+
+    def window(self, budget: int, ex: Exchange) -> Window:
+        (found,) = self.database.read(lambda: budgets.windows_of([budget], ex.at))
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with migrated(tmp_path) as database:
+        yield Stage(database)
+
+
+def held(stage: Stage, raw: bytes, *candidates: Candidate, max_output: int | None = None) -> int:
+    budget = stage.budget(10**15)
+    ex = stage.begun(call(raw))
+    assert stage.holds.reserve(ex, candidates or (candidate(price=price(rate=1000)),), max_output)
+    return stage.window(budget, ex).held
+
+
+def test_a_call_without_a_budget_holds_nothing_and_asks_no_database(stage: Stage) -> None:
+    ex = stage.begun()
+    stage.database.close()
+    assert not stage.holds.reserve(ex, [candidate(price=price())], None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "max_output", "output"),
+    [
+        (b'{"model":"m"}', None, 100),
+        (b'{"model":"m"}', 30, 30),
+        (b'{"model":"m","max_tokens":7}', None, 7),
+        (b'{"model":"m","max_tokens":70}', 30, 30),
+        (b'{"model":"m","max_completion_tokens":8,"max_tokens":7}', None, 8),
+        (b'{"model":"m","max_tokens":7,"n":3}', None, 21),
+        (b'{"model":"m","max_tokens":"7"}', None, 100),
+        (b'{"model":"m","max_tokens":-7}', None, 100),
+    ],
+)
+def test_input_and_the_longest_answer_are_held(stage: Stage, raw: bytes, max_output: int | None, output: int) -> None:
+    assert held(stage, raw, max_output=max_output) == -(-len(raw) // 4) + output
+
+
+def test_the_dearest_candidate_tier_and_bucket_count(stage: Stage) -> None:
+    raw = b'{"model":"m","max_tokens":10}'
+    cheap = candidate("a", price=price(rate=1000))
+    dear = candidate("b", price=price(rate=1000, reasoning=9000))
+    tiered = candidate("c", price=price_with_tier(20_000))
+    told = -(-len(raw) // 4)
+    assert held(stage, raw, cheap, dear) == told + 90
+    assert held(stage, raw, cheap, tiered) == (told + 90) + (told * 20 + 200)
+
+
+def price_with_tier(rate: int) -> Any:
+    plain = price(rate=1000)
+    return type(plain)(1, "m", 0, plain.rates, 0, "", 0, (Tier(10, dict.fromkeys(plain.rates, rate)),))
+
+
+def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -> None:
+    raw = b'{"model":"m","max_tokens":0,"messages":[{"url":"data:image/png;base64,' + b"A" * 100_000 + b'"}]}'
+    assert 2_000 < held(stage, raw) < 2_100
+
+
+def test_no_room_is_told_with_whose_budget_and_when_it_begins_anew(stage: Stage) -> None:
+    stage.budget(5, "month", "Europe/Berlin")
+    with pytest.raises(BudgetExceeded) as caught:
+        stage.holds.reserve(stage.begun(), [candidate(price=price(rate=1000))], None)
+    assert (caught.value.status, caught.value.code) == (402, "budget_exceeded")
+    assert "The user's budget of 0.000000005 USD for the month has no room" in caught.value.message
+    assert "T00:00+0" in caught.value.message
+    assert stage.holds.leaked() == []
+
+
+def test_a_hold_that_outlives_its_call_is_noticed_by_its_own_clock(stage: Stage) -> None:
+    stage.budget(NANO)
+    ex = stage.begun()
+    stage.holds.reserve(ex, [candidate(price=price())], None)
+    total_s = candidate().deployment.deadlines.total_s
+    stage.clock.now += total_s + GRACE_S - 1
+    assert stage.holds.leaked() == []
+    stage.clock.now += 2
+    assert stage.holds.leaked() == [ex.id]
+    stage.holds.closed(ex.id)
+    assert stage.holds.leaked() == []
+
+
+class Doubtful:
+    """A database that says nothing about what it was told to write; `does` whether it was written all the same."""
+
+    def __init__(self, database: Database, does: bool) -> None:
+        self.database, self.does = database, does
+
+    def write(self, work: Any) -> Any:
+        if self.does:
+            self.database.write(work)
+        raise StoreUnavailable("the reply of the COMMIT is lost")
+
+
+@pytest.mark.parametrize("does", [True, False])
+def test_a_doubtful_hold_ends_whether_it_was_made_or_not(stage: Stage, tmp_path: Path, does: bool) -> None:
+    budget = stage.budget(NANO)
+    ex = stage.begun()
+    doubtful = Holds(Doubtful(stage.database, does), "owner", 100, stage.clock)  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailable) as caught:
+        doubtful.reserve(ex, [candidate(price=price())], None)
+    assert caught.value.retry_after_s
+    doubtful._database = stage.database  # it is back
+    ledger = Books(stage.database, tmp_path).ledger
+    assert doubtful.release_doubtful(lambda hold: ledger.book([ledger.abandoned(hold, Ending.REFUSED)])) == 1
+    assert doubtful.release_doubtful(lambda hold: None) == 0
+    assert stage.database.read(holds.owners) == set()
+    entry = stage.database.read(lambda: find_entry(ex.id))
+    assert (entry is not None and entry.ending == "refused") is does
+    assert not does or stage.window(budget, ex).held == 0
