@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> Flask:
         presence=presence,
         metrics=metrics,
     )
-    identity = Identity(database, secrets.hasher, lambda: catalog.generation)
+    identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
     endpoints = Endpoints(gateway, identity, settings)
     web = Web(endpoints, identity, settings)
     app = Flask("gateway", static_folder=None)

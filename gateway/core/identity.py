@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.core.globs import matches
-from gateway.errors import Unauthenticated
+from gateway.errors import StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
 from gateway.store.accounts import ApiKey, find_key
 from gateway.store.budgets import AccountLimits, AccountPath, Budget, account_path
@@ -77,10 +77,21 @@ class _Known:
 
 
 class Identity:
-    """Looks keys up by their hash. A positive answer is remembered for at most 5 s and until the generation moves."""
+    """Looks keys up by their hash. A positive answer is remembered for at most 5 s and until the generation moves.
 
-    def __init__(self, database: Database, hasher: KeyHasher, generation: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+    `outlasts_database`: a known key stays known while the database does not answer: no revocation could be seen either.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        hasher: KeyHasher,
+        generation: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+        outlasts_database: bool = False,
+    ) -> None:
         self._database, self._hasher, self._generation, self._clock = database, hasher, generation, clock
+        self._outlasts_database = outlasts_database
         self._known: dict[str, _Known] = {}
 
     def __len__(self) -> int:
@@ -101,7 +112,13 @@ class Identity:
         known = self._known.get(digest)
         if known is not None and known.until > now and known.generation == generation:
             return known
-        found = self._database.read(lambda: _looked_up(digest))
+        try:
+            found = self._database.read(lambda: _looked_up(digest))
+        except StoreUnavailable:
+            if known is None or not self._outlasts_database or known.generation != generation:
+                raise
+            known = self._known[digest] = replace(known, until=now + CACHE_S)
+            return known
         if found is None:
             self._known.pop(digest, None)
             return None
