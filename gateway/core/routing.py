@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.core.catalog import Catalog, Deployment
 from gateway.core.exchange import Exchange
-from gateway.errors import BadRequest, ModelNotFound, NoDeploymentAvailable, PermissionDenied
+from gateway.errors import BadRequest, ModelNotFound, NoDeploymentAvailable, PermissionDenied, StoreUnavailable
 from gateway.store.catalog import Price
 
 
@@ -28,11 +28,13 @@ class Router:
     def candidates(self, exchange: Exchange) -> list[Candidate]:
         """Every deployment that may answer, by priority. Notes on the exchange who was excluded and why.
 
-        Raises ModelNotFound, PermissionDenied, BadRequest where no deployment of the model serves the endpoint,
-        and NoDeploymentAvailable where each has a problem of its own.
+        Raises ModelNotFound, PermissionDenied, BadRequest where no deployment of the model serves the endpoint, NoDeploymentAvailable
+        where each has a problem of its own, and StoreUnavailable before the first catalog.
         """
         model, call = exchange.model_asked, exchange.call
         snapshot = self._catalog.snapshot
+        if snapshot.generation < 0:  # a worker that began while the database was away: it cannot tell what exists
+            raise StoreUnavailable("The configuration is not loaded yet: the database did not answer. Try again.", retry_after_s=1.0)
         deployments = snapshot.find(model)
         if not deployments:
             raise ModelNotFound(f"The model '{model}' does not exist here; GET /v1/models lists those that your key may use.", param="model")

@@ -8,7 +8,7 @@ import pytest
 from gateway.core.catalog import Deployment, Snapshot
 from gateway.core.exchange import Exchange
 from gateway.core.routing import Router
-from gateway.errors import BadRequest, GatewayError, ModelNotFound, NoDeploymentAvailable, PermissionDenied
+from gateway.errors import BadRequest, GatewayError, ModelNotFound, NoDeploymentAvailable, PermissionDenied, StoreUnavailable
 from gateway.store.catalog import Price
 from tests.factories import Scripted, call, deployment, exchange, price, principal
 
@@ -54,6 +54,13 @@ def test_unknown_model_is_a_404_that_says_where_to_look() -> None:
     with pytest.raises(ModelNotFound, match="GET /v1/models") as caught:
         router({"m": [ready("a")]}).candidates(asked("other"))
     assert (caught.value.status, caught.value.param) == (404, "model")
+
+
+def test_before_the_first_catalog_nothing_is_unknown_and_the_client_is_told_to_come_back() -> None:
+    catalog: Any = SimpleNamespace(snapshot=Snapshot(-1, {}, (), {}))
+    with pytest.raises(StoreUnavailable) as caught:
+        Router(catalog, "free").candidates(asked())
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1.0)
 
 
 def test_model_without_deployments_is_not_there() -> None:
