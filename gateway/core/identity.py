@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from gateway.core.globs import matches
 from gateway.errors import StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
-from gateway.store.accounts import ApiKey, find_key
+from gateway.store.accounts import ApiKey, find_key, first_key_id
 from gateway.store.budgets import AccountLimits, AccountPath, Budget, account_path
 from gateway.store.database import Database
 
@@ -131,4 +131,4 @@ class Identity:
 
 def _looked_up(digest: str) -> tuple[ApiKey, AccountPath] | None:
     key = find_key(digest)
-    return None if key is None else (key, account_path(key.id, key.user_id, key.team_id))
+    return None if key is None else (key, account_path(first_key_id(key.id), key.user_id, key.team_id))

@@ -93,5 +93,5 @@ def end_budget(database: Database, budget_id: int, at: int) -> None:
 def _subject_id(subject: Subject, at: int) -> int:
     """For use inside a database work. Raises NotFound, BadRequest."""
     if subject.kind == "key":
-        return required_key(subject.reference, at).id
+        return accounts.first_key_id(required_key(subject.reference, at).id)
     return required_user(subject.reference).id if subject.kind == "user" else 0

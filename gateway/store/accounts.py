@@ -183,6 +183,14 @@ def find_key_by_id(key_id: int) -> ApiKey | None:
     return _first(_keys(ApiKeyRow.id == key_id))
 
 
+def first_key_id(key_id: int) -> int:
+    """The key from which this one came by rotations: whose budgets and limits are its own, so that a new secret is no new budget."""
+    first = key_id
+    while (before := ApiKeyRow.get_or_none(ApiKeyRow.successor == first)) is not None:
+        first = before.id
+    return first
+
+
 def search_keys(text: str) -> list[ApiKey]:
     """The keys that an operator may mean by `text`: an id, a label, or the first characters of a key."""
     named = (ApiKeyRow.label == text) | (ApiKeyRow.prefix == text)

@@ -81,3 +81,11 @@ def test_a_model_s_longest_answer_is_set_and_unset(ann: Typed) -> None:
     assert ann("model", "set", "echo", "--max-output", "0", "--json").json()["max_output"] is None
     assert ann("model", "set", "echo", "--max-output", "-1").code == 2
     assert ann("model", "set", "nothing", "--max-output", "1").code == 3
+
+
+def test_a_rotated_key_keeps_its_budget(ann: Typed) -> None:
+    made = ann("budget", "set", "--key", "laptop", "--period", "day", "--limit", "1", "--json").json()
+    for _ in range(2):
+        assert ann("key", "rotate", "laptop").code == 0
+    changed = ann("budget", "set", "--key", "laptop", "--period", "day", "--limit", "2", "--json").json()
+    assert (changed["id"], changed["subject"]) == (made["id"], 1)

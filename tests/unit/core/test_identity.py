@@ -10,7 +10,7 @@ import pytest
 from gateway.core.identity import CACHE_KEYS, CACHE_S, Identity, Presented, Principal
 from gateway.errors import StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
-from gateway.store import accounts
+from gateway.store import accounts, budgets
 from gateway.store.accounts import ApiKey
 from gateway.store.budgets import AccountPath
 from gateway.store.database import Database
@@ -25,9 +25,12 @@ class Counted:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.reads = 0
+        self.away = False
 
     def read(self, work: Callable[[], Any]) -> Any:
         self.reads += 1
+        if self.away:
+            raise StoreUnavailable("away")
         return self.database.read(work)
 
 
@@ -93,6 +96,27 @@ def test_every_reason_is_told_in_the_same_words(stage: Stage) -> None:
             stage.ask(value, scheme)
         told.add((str(caught.value), caught.value.status, caught.value.code, caught.value.param, caught.value.retry_after_s))
     assert len(told) == 1
+
+
+def test_a_rotated_key_has_the_budgets_of_the_first(stage: Stage) -> None:
+    _, first = stage.key()
+    key, second = stage.key()
+    stage.database.write(lambda: accounts.expire_key(first.id, 1, successor_id=second.id))
+    budget = stage.database.write(lambda: budgets.set_budget("key", first.id, "day", "UTC", 5, 0))
+    principal = stage.ask(key)
+    assert (principal.key_id, principal.budgets) == (second.id, (budget,))
+
+
+def test_a_known_key_outlasts_the_database_only_where_the_operator_says_so(stage: Stage) -> None:
+    key, _ = stage.key()
+    stays = Identity(stage.counted, HASHER, lambda: 1, stage.clock, outlasts_database=True)  # type: ignore[arg-type]
+    presented = Presented("openai", "bearer", key)
+    known = (stays.authenticate(presented), stage.ask(key))
+    stage.counted.away = True
+    stage.clock.now += CACHE_S + 1
+    assert stays.authenticate(presented) == known[0]
+    with pytest.raises(StoreUnavailable):
+        stage.ask(key)
 
 
 def test_what_is_no_key_costs_no_read(stage: Stage) -> None:
