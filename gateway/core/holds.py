@@ -27,6 +27,8 @@ from gateway.store.holds import OpenHold, Period, Refused, Wanted
 log = logging.getLogger(__name__)
 GRACE_S = 60
 """How long a hold outlives its call's total deadline, so that a leak in a live worker ends."""
+MOST_NANO = 10**16
+"""More than any budget can have; a client may write any number as its `max_tokens`, and a soft budget takes it."""
 BINARY_TOKENS = 2_000
 """For each picture or sound within a request, whose bytes tell nothing of its tokens."""
 _BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
@@ -93,7 +95,7 @@ class Holds:
     def _wanted(self, exchange: Exchange, candidates: Sequence[Candidate], max_output: int | None) -> Wanted:
         principal = exchange.principal
         amount = max((self._upper_bound(exchange.call, candidate.price, max_output) for candidate in candidates), default=0)
-        amount = max(0, -(-amount * (1_000_000 + principal.markup_ppm) // 1_000_000))
+        amount = min(max(0, -(-amount * (1_000_000 + principal.markup_ppm) // 1_000_000)), MOST_NANO)
         total_s = max((candidate.deployment.deadlines.total_s for candidate in candidates), default=0.0)
         return Wanted(
             id=exchange.id,

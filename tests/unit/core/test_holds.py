@@ -80,6 +80,17 @@ def test_input_and_the_longest_answer_are_held(stage: Stage, raw: bytes, max_out
     assert held(stage, raw, max_output=max_output) == -(-len(raw) // 4) + output
 
 
+@pytest.mark.parametrize("soft", [True, False])
+def test_an_absurd_wish_is_refused_or_counted_and_breaks_nothing(stage: Stage, soft: bool) -> None:
+    stage.database.write(lambda: budgets.set_budget("user", stage.user.id, "total", "UTC", NANO, 0, soft=soft))
+    ex = stage.begun(call(b'{"model":"m","max_tokens":' + b"9" * 300 + b"}"))
+    if soft:
+        assert stage.holds.reserve(ex, [candidate(price=price(rate=1000))], None)
+    else:
+        with pytest.raises(BudgetExceeded):
+            stage.holds.reserve(ex, [candidate(price=price(rate=1000))], None)
+
+
 def test_the_dearest_candidate_tier_and_bucket_count(stage: Stage) -> None:
     raw = b'{"model":"m","max_tokens":10}'
     cheap = candidate("a", price=price(rate=1000))
