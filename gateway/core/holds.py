@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from zoneinfo import ZoneInfo
 from gateway.backend import Call
 from gateway.core import periods
 from gateway.core.exchange import Exchange
-from gateway.core.metering import BYTES_PER_TOKEN
+from gateway.core.metering import BINARY, BYTES_PER_TOKEN
 from gateway.core.routing import Candidate
 from gateway.dialects import CHAT_CODECS
 from gateway.errors import BudgetExceeded, GatewayError, StoreUnavailable
@@ -31,7 +30,6 @@ MOST_NANO = 10**16
 """More than any budget can have; a client may write any number as its `max_tokens`, and a soft budget takes it."""
 BINARY_TOKENS = 2_000
 """For each picture or sound within a request, whose bytes tell nothing of its tokens."""
-_BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
 _INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
 _OUTPUT = ("output_text", "reasoning", "audio_out")
 _WHOSE: Mapping[str, str] = {"key": "The key's", "user": "The user's", "team": "The team's", "global": "The gateway's"}
@@ -137,7 +135,7 @@ def input_bound(call: Call) -> int:
         return (call.body.size or 0) // BYTES_PER_TOKEN
     found, text = 0, 0
     for chunk in call.body.open():
-        rest, count = _BINARY.subn(b"", chunk)
+        rest, count = BINARY.subn(b"", chunk)
         found, text = found + count, text + len(rest)
     return -(-text // BYTES_PER_TOKEN) + found * BINARY_TOKENS
 

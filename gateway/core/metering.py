@@ -16,7 +16,7 @@ from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
 from gateway.dialects.openai_usage import MAX_TOKENS
 
-_BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
+BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
 """Images and sounds within JSON: data URLs and base64, which no text is."""
 BYTES_PER_TOKEN = 4
 _decode = msgspec.json.Decoder().decode
@@ -78,7 +78,7 @@ def _told(call: Call) -> int:
     """Bytes of text in the request. A form, which has no members, is mostly a file."""
     if call.body.member is None or not call.body.replayable:
         return 0
-    return sum(len(_BINARY.sub(b"", chunk)) for chunk in call.body.open())
+    return sum(len(BINARY.sub(b"", chunk)) for chunk in call.body.open())
 
 
 def _possible(usage: Usage) -> Usage:

@@ -10,6 +10,7 @@ from typing import Any
 from peewee import fn
 
 from gateway.store.ledger import SEALED, Seal, sealed_text
+from gateway.store.models import ExchangeTableRow
 from gateway.store.models_money import BudgetWindowRow, EntryRow, HoldLineRow, HoldRow
 
 _PAGE = 2_000
@@ -56,6 +57,7 @@ def audit(seal: Seal) -> Audit:
                 found.append(Difference(f"budget window {window.id}", f"says {stored} nano-USD {name}, its rows add up to {counted}"))
     found += [Difference(f"budget window {id}", "is named by entries, and is gone") for id in sorted({*spent, *held})]
     found += [Difference(f"hold {id}", "is closed, and its entry is gone") for id in _without_entry()]
+    found += [Difference(f"exchange {id}", "ended as a call that is booked, and its entry is gone") for id in _unbooked()]
     return Audit(entries, unsealed, len(windows), HoldRow.select().where(HoldRow.state == "held").count(), tuple(found))
 
 
@@ -87,6 +89,13 @@ def _without_entry() -> list[str]:
     line = HoldLineRow.select(HoldLineRow.hold).where(HoldLineRow.hold == HoldRow.id)
     query = HoldRow.select(HoldRow.id).where((HoldRow.state != "held") & fn.EXISTS(line) & ~fn.EXISTS(entry)).order_by(HoldRow.id)
     return [row.id for row in query]
+
+
+def _unbooked() -> list[str]:
+    """Exchanges that were written together with an entry, which is not there any more."""
+    entry = EntryRow.select(EntryRow.id).where(EntryRow.exchange == ExchangeTableRow.id)
+    query = ExchangeTableRow.select(ExchangeTableRow.id).where((ExchangeTableRow.ending != "refused") & ~fn.EXISTS(entry))
+    return [row.id for row in query.order_by(ExchangeTableRow.id)]
 
 
 def rebuild() -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from gateway.store import audit
 from gateway.store.audit import Audit
 from gateway.store.database import Database
+from gateway.store.exchanges import ExchangeRow
 from gateway.store.models import database as bound
-from tests.factories import seal
-from tests.unit.store.test_holds import budget, reserve, settle, window
+from tests.factories import booked, seal
+from tests.unit.store.test_holds import AT, ENTRY, budget, reserve, settle, window
 
 
 @pytest.fixture
@@ -55,7 +57,15 @@ def test_an_entry_that_was_edited_is_named(books: Database, change: str) -> None
 
 def test_an_entry_that_was_deleted_is_missed(books: Database) -> None:
     forced(books, "DELETE FROM entry WHERE exchange = 'a'")
-    assert {difference.row for difference in audited(books).differences} == {"hold a", "budget window 1"}
+    assert {difference.row for difference in audited(books).differences} == {"hold a", "exchange a", "budget window 1"}
+
+
+def test_an_entry_that_was_deleted_is_missed_also_without_a_budget(database: Database) -> None:
+    booked(database, replace(ENTRY, exchange="free"), ExchangeRow("free", "owner", 1, 1, "m", 200, "complete", "{}", AT))
+    booked(database, None, ExchangeRow("no", "owner", 1, 1, "m", 404, "refused", "{}", AT))
+    assert audited(database).differences == ()
+    forced(database, "DELETE FROM entry")
+    assert [difference.row for difference in audited(database).differences] == ["exchange free"]
 
 
 @pytest.mark.parametrize(("column", "right"), [("spent", 16), ("held", 30)])
