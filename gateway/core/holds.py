@@ -19,7 +19,7 @@ from gateway.dialects import CHAT_CODECS
 from gateway.errors import BudgetExceeded, GatewayError, StoreUnavailable
 from gateway.store import holds
 from gateway.store.budgets import Budget
-from gateway.store.catalog import Price
+from gateway.store.catalog import Price, Tier
 from gateway.store.database import Batched, Conflict, Database
 from gateway.store.holds import OpenHold, Period, Refused, Wanted
 
@@ -112,7 +112,8 @@ class Holds:
         """Nano-USD that the call may cost: all input at its dearest rate, and as much output as it may have."""
         if price is None:
             return 0
-        dearest = [price.rates, *(tier.rates for tier in price.tiers), *price.variants.values()]
+        steps: tuple[Price | Tier, ...] = (price, *price.tiers)
+        dearest = [rates for step in steps for rates in (step.rates, *step.variants.values())]
         rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
         rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
         choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ def test_the_dearest_candidate_tier_and_bucket_count(stage: Stage) -> None:
 def price_with_tier(rate: int) -> Any:
     plain = price(rate=1000)
     return type(plain)(1, "m", 0, plain.rates, 0, "", 0, (Tier(10, dict.fromkeys(plain.rates, rate)),))
+
+
+def test_a_dear_service_tier_counts_also_above_a_step_of_input(stage: Stage) -> None:
+    plain = price(rate=1000)
+    dear = dict.fromkeys(plain.rates, 5000)
+    stepped = dataclasses.replace(plain, tiers=(Tier(10, plain.rates, {"priority": dear}),))
+    raw = b'{"model":"m","max_tokens":10}'
+    assert held(stage, raw, candidate(price=stepped)) == 5 * (-(-len(raw) // 4) + 10)
 
 
 def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -> None:
