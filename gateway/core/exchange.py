@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from gateway.backend import Call
 from gateway.core.identity import Principal
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError
+from gateway.state.base import Standing
 from gateway.store.catalog import Price
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -39,7 +40,7 @@ class Client(Protocol):
 
 
 class Held(Protocol):
-    """What an attempt holds; `close` gives it back, and is idempotent."""
+    """What a call or an attempt holds; `close` gives it back, and is idempotent."""
 
     def close(self) -> None: ...
 
@@ -81,7 +82,10 @@ def fresh_id() -> str:
 
 @dataclass(slots=True)
 class Exchange:
-    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic."""
+    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
+
+    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused.
+    """
 
     id: str
     at: int
@@ -98,6 +102,8 @@ class Exchange:
     excluded: dict[str, str] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     reservation: Reservation | None = None
+    taken: Held | None = None
+    standings: Sequence[Standing] = ()
     lease: Held | None = None
     first_byte: float | None = None
     status: int | None = None
@@ -120,6 +126,8 @@ class Exchange:
         self.client.disarm()
         if self.lease is not None:
             self.lease.close()
+        if self.taken is not None:
+            self.taken.close()
         if self.released is not None:
             self.released()
             self.released = None

@@ -253,6 +253,13 @@ class RunningGateway:
         """A budget of the tester (the user 1) or of another account; its id."""
         return int(self.write(lambda: budgets.set_budget(kind, subject, period, timezone, limit_nano, now(), soft=soft)).id)
 
+    def limit(self, kind: str = "user", subject: int = 1, *, rpm: int | None = None, tpm: int | None = None, concurrency: int | None = None) -> None:
+        """Limits of the tester (the user 1) or of another account."""
+        self.write(lambda: budgets.set_limits(kind, subject, rpm, tpm, concurrency))
+
+    def limit_model(self, name: str, **fields: Any) -> None:
+        self.write(lambda: catalog.set_model(catalog.find_model(name).id, **fields))  # type: ignore[union-attr]
+
     def windows(self, *budget_ids: int) -> list[budgets.Window]:
         found: list[budgets.Window] = self.read(lambda: budgets.windows_of(budget_ids, now()))
         return found

@@ -11,7 +11,7 @@ from gateway.core.catalog import Backends, Catalog
 from gateway.errors import Draining, StoreUnavailable
 from gateway.secrets import Vault
 from gateway.settings import Settings
-from tests.factories import Books, candidate, exchange, migrated, price
+from tests.factories import Books, call_limits, candidate, exchange, migrated, price
 
 Admissions = Callable[[bool], Admission]
 
@@ -21,7 +21,7 @@ def made(tmp_path: Path) -> Iterator[tuple[Catalog, Admissions]]:
     """A catalog, and admissions over it, told whether they serve while the database is away."""
     with migrated(tmp_path) as database:
         catalog = Catalog(database, Vault({1: b"m" * 32}, 1), Backends(Services()), Settings().deadlines, None, lambda *secrets: None)
-        yield catalog, lambda serves: Admission(Books(database, tmp_path).holds, catalog, serves)
+        yield catalog, lambda serves: Admission(call_limits(catalog, tmp_path), Books(database, tmp_path).holds, catalog, serves)
 
 
 @pytest.fixture
