@@ -24,11 +24,12 @@ def user() -> None:
 
 @user.command("create")
 @click.argument("name")
+@click.option("--team", default="", metavar="NAME", help="The team that the user belongs to. Default: none.")
 @json_option
-def create_user(name: str, as_json: bool) -> None:
+def create_user(name: str, team: str, as_json: bool) -> None:
     """Create a user."""
     with opened() as here:
-        created = users.create_user(here.database, name, now_ms())
+        created = users.create_user(here.database, name, now_ms(), team=team)
     emit(as_json, _user_document(created), lambda: [f"user {name} created; next: gateway key create --user {name}"])
 
 
@@ -38,9 +39,22 @@ def list_users(as_json: bool) -> None:
     """List the users."""
     with opened() as here:
         found = users.list_users(here.database)
-    rows = [(item.name, moment(item.created_at), f"disabled {moment(item.disabled_at)}" if item.disabled_at else "active") for item in found]
+    rows = [
+        (item.name, item.team_name or "", moment(item.created_at), f"disabled {moment(item.disabled_at)}" if item.disabled_at else "active") for item in found
+    ]
     empty = ["No users yet. Create one: gateway user create NAME"]
-    emit(as_json, [_user_document(item) for item in found], lambda: table(("NAME", "CREATED", "STATE"), rows) if rows else empty)
+    emit(as_json, [_user_document(item) for item in found], lambda: table(("NAME", "TEAM", "CREATED", "STATE"), rows) if rows else empty)
+
+
+@user.command("set")
+@click.argument("name")
+@click.option("--team", required=True, metavar="NAME", help="The team that the user belongs to from now on; '' for none.")
+@json_option
+def set_user(name: str, team: str, as_json: bool) -> None:
+    """Put a user into a team, or out of every team. What was booked stays booked as it was."""
+    with opened() as here:
+        changed = users.set_user_team(here.database, name, team)
+    emit(as_json, _user_document(changed), lambda: [f"user {name} belongs to team {team} now" if team else f"user {name} belongs to no team now"])
 
 
 @user.command("disable")
@@ -64,7 +78,7 @@ def enable_user(name: str, as_json: bool) -> None:
 
 
 def _user_document(item: User) -> dict[str, Any]:
-    return {"id": item.id, "name": item.name, "created_at": item.created_at, "disabled_at": item.disabled_at}
+    return {"id": item.id, "name": item.name, "team": item.team_name, "created_at": item.created_at, "disabled_at": item.disabled_at}
 
 
 @click.group()
