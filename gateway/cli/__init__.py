@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server
+from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -29,6 +29,7 @@ for command in (
     server.serve,
     server.migrate,
     server.doctor,
+    teams.team,
     accounts.user,
     accounts.key,
     catalog.model,

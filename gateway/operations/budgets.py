@@ -1,4 +1,4 @@
-"""Budgets: what a key, a user or everybody may spend in a day, a month or altogether. A change reaches every worker within a second."""
+"""Budgets: what a key, a user, a team or everybody may spend in a day, a month or altogether. A change reaches every worker within a second."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.core.periods import known_zone, window
 from gateway.errors import BadRequest
 from gateway.operations.keys import required_key
 from gateway.operations.names import check_label
+from gateway.operations.teams import required_team
 from gateway.operations.users import required_user
 from gateway.store import accounts, budgets, ledger
 from gateway.store.budgets import Budget, Window
@@ -19,7 +20,7 @@ from gateway.store.ledger import Entry, Seal
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose budget: `reference` is a user's name, a key's id or label, or "" for everybody ("global")."""
+    """Whose budget: `reference` is a user's or a team's name, a key's id or label, or "" for everybody ("global")."""
 
     kind: str
     reference: str = ""
@@ -94,4 +95,6 @@ def _subject_id(subject: Subject, at: int) -> int:
     """For use inside a database work. Raises NotFound, BadRequest."""
     if subject.kind == "key":
         return accounts.first_key_id(required_key(subject.reference, at).id)
+    if subject.kind == "team":
+        return required_team(subject.reference).id
     return required_user(subject.reference).id if subject.kind == "user" else 0

@@ -37,6 +37,7 @@ class User:
     created_at: int
     disabled_at: int | None
     team_id: int | None = None
+    team_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ def find_user(name: str) -> User | None:
 
 
 def list_users() -> list[User]:
-    return [_user(row) for row in UserRow.select().order_by(UserRow.id)]
+    query = UserRow.select(UserRow, TeamRow).join(TeamRow, JOIN.LEFT_OUTER, on=UserRow.team == TeamRow.id)
+    return [_user(row) for row in query.order_by(UserRow.id)]
 
 
 def set_user_disabled(user_id: int, at: int | None) -> User:
@@ -215,7 +217,8 @@ def expire_key(key_id: int, at: int, *, successor_id: int | None = None) -> ApiK
 
 
 def _user(row: UserRow) -> User:
-    return User(row.id, row.name, row.created_at, row.disabled_at, row.__data__.get("team"))
+    team = row.team
+    return User(row.id, row.name, row.created_at, row.disabled_at, None if team is None else team.id, None if team is None else team.name)
 
 
 def _team(row: TeamRow) -> Team:

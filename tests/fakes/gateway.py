@@ -239,14 +239,10 @@ class RunningGateway:
         self.database.bind()
         return self.database.read(work)
 
-    def new_key(self, user_id: int, models: tuple[str, ...] = (), expires_at: int | None = None) -> str:
+    def new_key(self, user_id: int, **fields: Any) -> str:
         key = mint_key()
         digest = self.secrets.hasher.hash(key)
-        self.write(
-            lambda: accounts.create_key(
-                user_id, digest, now(), label="test", prefix=key_prefix(key), suffix=key_suffix(key), models=models, expires_at=expires_at
-            )
-        )
+        self.write(lambda: accounts.create_key(user_id, digest, now(), label="test", prefix=key_prefix(key), suffix=key_suffix(key), **fields))
         return key
 
     def budget(self, limit_nano: int, kind: str = "user", subject: int = 1, period: str = "total", timezone: str = "UTC", *, soft: bool = False) -> int:
