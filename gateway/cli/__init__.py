@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server, teams
+from gateway.cli import accounts, budgets, catalog, credentials, ledger, limits, prices, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -38,6 +38,7 @@ for command in (
     prices.price,
     budgets.budget,
     budgets.credit,
+    limits.limit,
     ledger.ledger,
     reports.report,
     reports.route,

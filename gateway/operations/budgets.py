@@ -45,7 +45,7 @@ def set_budget(database: Database, subject: Subject, period: str, limit_nano: in
         raise BadRequest(f"there is no time zone {timezone!r}" + (f"; did you mean {close[0]}?" if close else "; write one such as Europe/Berlin"))
 
     def work() -> Budget:
-        id = _subject_id(subject, at)
+        id = subject_id(subject, at)
         known = [each for each in budgets.list_budgets() if (each.kind, each.subject, each.period) == (subject.kind, id, period)]
         zone = timezone or (known[0].timezone if known else "UTC")
         return budgets.set_budget(subject.kind, id, period, zone, limit_nano, at, soft=soft)
@@ -59,12 +59,9 @@ def list_budgets(database: Database, at: int) -> list[ListedBudget]:
     def work() -> list[ListedBudget]:
         found = budgets.list_budgets()
         windows = {each.budget_id: each for each in budgets.windows_of([each.id for each in found], at)}
-        users = {user.id: user.name for user in accounts.list_users()}
-        keys = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
-        teams = {team.id: team.name for team in accounts.list_teams()}
-        names = {"user": users, "key": keys, "team": teams, "global": {0: "everybody"}}
+        names = account_names()
         return [
-            ListedBudget(each, names[each.kind].get(each.subject, f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
+            ListedBudget(each, names.get((each.kind, each.subject), f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
             for each in found
         ]
 
@@ -78,7 +75,7 @@ def add_credit(database: Database, subject: Subject, amount_nano: int, note: str
     check_label(note)
 
     def work() -> Entry:
-        id = _subject_id(subject, at)
+        id = subject_id(subject, at)
         if not budgets.current_budgets(subject.kind, id, "total"):
             raise BadRequest("there is no budget that a credit could make room in; begin one: gateway budget set ... --period total --limit 0")
         return ledger.book_credit(subject.kind, id, amount_nano, at, credit_id, note, seal)
@@ -91,7 +88,14 @@ def end_budget(database: Database, budget_id: int, at: int) -> None:
     database.write(lambda: budgets.end_budget(budget_id, at))
 
 
-def _subject_id(subject: Subject, at: int) -> int:
+def account_names() -> dict[tuple[str, int], str]:
+    """What people call each account, by its kind and subject. For use inside a database work."""
+    names = {("global", 0): "everybody"} | {("user", user.id): user.name for user in accounts.list_users()}
+    names |= {("key", key.id): f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
+    return names | {("team", team.id): team.name for team in accounts.list_teams()}
+
+
+def subject_id(subject: Subject, at: int) -> int:
     """For use inside a database work. Raises NotFound, BadRequest."""
     if subject.kind == "key":
         return accounts.first_key_id(required_key(subject.reference, at).id)

@@ -102,6 +102,11 @@ class SqliteLimits:
 
         return self._run(work)
 
+    @property
+    def exists(self) -> bool:
+        """Whether a worker has used it since the host's last boot."""
+        return self._path.exists()
+
     def close(self) -> None:
         """Idempotent."""
         with self._lock:
