@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, limits, prices, reports, server, teams
+from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, limits, prices, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -45,3 +45,5 @@ for command in (
     server.plugins,
 ):
     main.add_command(command)
+for command in (batches.create_batch, batches.report_batch):
+    accounts.key.add_command(command)

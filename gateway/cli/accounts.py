@@ -12,7 +12,7 @@ from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import DURATION, NAMES, Parsed, parse_expiry
 from gateway.core.identity import SCOPES
-from gateway.operations import keys, users
+from gateway.operations import batches, keys, users
 from gateway.operations.keys import MintedKey, key_state
 from gateway.store.accounts import ApiKey, KeyFields, User
 
@@ -139,19 +139,20 @@ def set_key(reference: str, fields: KeyFields, as_json: bool) -> None:
         raise click.UsageError("name what to change: --models, --deny, --scopes or --from")
     with opened() as here:
         changed = keys.set_key(here.database, reference, now_ms(), **fields)
-    emit(as_json, key_document(changed, now_ms()), lambda: [f"key {changed.id} ({shown(changed)}) of {changed.user_name} is {_permitted(changed)} now"])
+    emit(as_json, key_document(changed, now_ms()), lambda: [f"key {changed.id} ({shown(changed)}) of {changed.user_name} is {permitted(changed)} now"])
 
 
 @key.command("list")
 @click.option("--user", "user_name", metavar="NAME", help="Only this user's.")
+@click.option("--batch", metavar="NAME", help="Only those of `gateway key bulk` under this name.")
 @json_option
-def list_keys(user_name: str | None, as_json: bool) -> None:
+def list_keys(user_name: str | None, batch: str | None, as_json: bool) -> None:
     """List the keys, without their secrets."""
     at = now_ms()
     with opened() as here:
-        found = keys.list_keys(here.database, user_name)
+        found = keys.list_keys(here.database, user_name, batch)
     rows = [(item.id, item.user_name, item.label, shown(item), *_restrictions(item), moment(item.expires_at, "never"), _state(item, at)) for item in found]
-    empty = ["No keys yet. Create one: gateway key create --user NAME --label LABEL"]
+    empty = ["No keys yet. Create one: gateway key create --user NAME --label LABEL" if user_name is None and batch is None else "No such keys."]
     headings = ("ID", "USER", "LABEL", "KEY", "MODELS", "SCOPES", "FROM", "EXPIRES", "STATE")
     emit(as_json, [key_document(item, at) for item in found], lambda: table(headings, rows) if rows else empty)
 
@@ -171,12 +172,20 @@ def rotate_key(reference: str, overlap: int, expires: int | None, as_json: bool)
 
 
 @key.command("revoke")
-@click.argument("reference", metavar="KEY")
+@click.argument("reference", metavar="[KEY]", required=False)
+@click.option("--batch", metavar="NAME", help="All keys of this batch.")
 @json_option
-def revoke_key(reference: str, as_json: bool) -> None:
-    """Refuse a key from now on, for good."""
+def revoke_key(reference: str | None, batch: str | None, as_json: bool) -> None:
+    """Refuse a key, or those of a batch, from now on, for good."""
+    if (reference is None) == (batch is None):
+        raise click.UsageError("name a key, or a --batch")
+    if batch is not None:
+        with opened() as here:
+            count = batches.revoke_batch(here.database, batch, now_ms())
+        emit(as_json, {"batch": batch, "revoked": count}, lambda: [f"{count} keys of batch {batch} revoked"])
+        return
     with opened() as here:
-        revoked = keys.revoke_key(here.database, reference, now_ms())
+        revoked = keys.revoke_key(here.database, reference or "", now_ms())
     line = f"key {revoked.id} ({shown(revoked)}) of {revoked.user_name} revoked"
     emit(as_json, key_document(revoked, now_ms()), lambda: [line])
 
@@ -193,7 +202,8 @@ def _restrictions(item: ApiKey) -> tuple[str, str, str]:
     return models, ",".join(item.scopes or ()) or "all", ",".join(item.networks) or "anywhere"
 
 
-def _permitted(item: ApiKey) -> str:
+def permitted(item: ApiKey) -> str:
+    """What a key is for, in words."""
     models, scopes, networks = _restrictions(item)
     of_models = f"for {models}" if item.models or item.denied_models else "for every model"
     for_what = f", restricted to {scopes}" if item.scopes is not None else ""
@@ -232,7 +242,7 @@ def _minted_document(minted: MintedKey) -> dict[str, Any]:
 def _minted_lines(minted: MintedKey) -> list[str]:
     item = minted.key
     return [
-        f"Key {item.id} of {item.user_name}, {_permitted(item)}, expires {moment(item.expires_at, 'never')}. It is shown only this once:",
+        f"Key {item.id} of {item.user_name}, {permitted(item)}, expires {moment(item.expires_at, 'never')}. It is shown only this once:",
         "",
         f"    {minted.secret.reveal()}",
         "",

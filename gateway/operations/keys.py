@@ -88,9 +88,9 @@ def _network(text: str) -> str:
         raise BadRequest(f"{text!r} is no network: write an address, or one such as 10.0.0.0/8 or 2001:db8::/32, without bits behind its length") from None
 
 
-def list_keys(database: Database, user: str | None = None) -> list[ApiKey]:
-    """All keys, or one user's, revoked and expired ones among them. Raises NotFound for the user."""
-    return database.read(lambda: accounts.list_keys(None if user is None else required_user(user).id))
+def list_keys(database: Database, user: str | None = None, batch: str | None = None) -> list[ApiKey]:
+    """All keys, or one user's, or a batch's, revoked and expired ones among them. Raises NotFound for the user."""
+    return database.read(lambda: accounts.list_keys(None if user is None else required_user(user).id, batch))
 
 
 def rotate_key(database: Database, hasher: KeyHasher, reference: str, at: int, *, overlap_ms: int, expires_at: int | None = None) -> Rotated:
