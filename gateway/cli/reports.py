@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gateway.cli.accounts import shown
 from gateway.cli.edge import FAILED, NOT_FOUND
+from gateway.cli.export import format_option, output_option, write_rows
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import MOMENT, MONTH, NAMES, period
@@ -29,13 +31,24 @@ OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 @click.option("--month", type=MONTH, metavar="2026-11", help="A month. Default: this one.")
 @click.option("--since", type=MOMENT, metavar="TIME", help="From when on, such as 2026-11-01.")
 @click.option("--until", type=MOMENT, metavar="TIME", help="Up to when, that moment not included. Default: now.")
+@format_option()
+@output_option
 @json_option
-def report(by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, as_json: bool) -> None:
+def report(
+    by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, form: str | None, output: Path | None, as_json: bool
+) -> None:
     """What was used and what it cost, from the ledger. Times are UTC."""
+    if form is not None and as_json:
+        raise click.UsageError("give --json or --format")
+    if output is not None and form is None:
+        raise click.UsageError("--output needs --format")
     begin, end = period(month, since, until, now_ms())
     by = tuple(dict.fromkeys(by))
     with opened() as here:
         lines = reports.report(here.database, begin, end, by)
+    if form is not None:
+        write_rows(reports.rows(by, lines), reports.columns(by), form, output)
+        return
     document = {"since": begin, "until": end, "by": list(by), "lines": [_line_document(line) for line in lines], "total": _line_document(_sum(lines))}
     named = f"{moment(begin)} to {moment(end)}"
     emit(as_json, document, lambda: _report_lines(by, lines, named) if lines else [f"Nothing was booked from {named}."])

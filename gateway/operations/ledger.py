@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from gateway.dialects.events import BUCKETS
 from gateway.errors import BadRequest
-from gateway.operations.prices import NANO_DIGITS
+from gateway.operations.prices import usd_decimal
 from gateway.store import accounts, audit, ledger
 from gateway.store.audit import Audit
 from gateway.store.database import Database
@@ -103,11 +102,6 @@ def _exported_row(row: Mapping[str, Any], names: _Names) -> Mapping[str, Any]:
         "windows": _parsed(row["windows"]),
     }
     return {name: made[name] if name in made else row[name] for name in COLUMNS}
-
-
-def usd_decimal(nano: int) -> Decimal:
-    """Nano-USD as USD, exactly, with 9 decimal places."""
-    return Decimal(nano).scaleb(-NANO_DIGITS)
 
 
 def _parsed(text: str | None) -> Any:

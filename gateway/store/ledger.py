@@ -62,9 +62,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for user and key."""
+    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for team, user and key."""
 
-    group: Mapping[str, int | str]
+    group: Mapping[str, int | str | None]
     calls: int
     buckets: Mapping[str, int]
     amount: int
@@ -204,11 +204,12 @@ def booked_rows(since: int, until: int, after: tuple[int, int], limit: int) -> l
 
 
 def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
-    """Sums over since <= at < until, grouped by any of user, key, model (as asked), deployment, ending, day (UTC). Raises KeyError for others.
+    """Sums over since <= at < until, grouped by any of team, user, key, model (as asked), deployment, ending, day (UTC).
 
-    Corrections count in the sums, not as calls.
+    Raises KeyError for others. The team is that of the call's time, None for none. Corrections count in the sums, not as calls.
     """
     groups = {
+        "team": EntryRow.team,
         "user": EntryRow.user,
         "key": EntryRow.api_key,
         "model": EntryRow.model_asked,

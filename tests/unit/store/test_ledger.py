@@ -148,10 +148,10 @@ def test_totals_are_exact_and_grouped_by_anything(database: Database) -> None:
         ({"day": "2026-03-02", "user": 3}, 1, 2),
         ({"day": "2026-03-02", "user": 4}, 1, 1),
     ]
-    every = database.read(lambda: ledger.totals(NOON + 1, NOON + 9 * DAY, ["user", "key", "model", "deployment", "ending", "day"]))
+    every = database.read(lambda: ledger.totals(NOON + 1, NOON + 9 * DAY, ["team", "user", "key", "model", "deployment", "ending", "day"]))
     assert [dict(total.group) for total in every] == [
-        {"user": 3, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "client_gone", "day": "2026-03-02"},
-        {"user": 4, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "complete", "day": "2026-03-02"},
+        {"team": 5, "user": 3, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "client_gone", "day": "2026-03-02"},
+        {"team": 5, "user": 4, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "complete", "day": "2026-03-02"},
     ]
 
 
