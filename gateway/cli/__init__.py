@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server
+from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reconcile, reports, server
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -38,6 +38,7 @@ for command in (
     budgets.budget,
     budgets.credit,
     ledger.ledger,
+    reconcile.reconcile,
     reports.report,
     reports.route,
     server.plugins,
