@@ -36,6 +36,8 @@ ENVIRONMENT_EXCEPTIONS: Mapping[str, str] = {
 }
 MONEY = ("gateway/core/ledger.py", "gateway/core/pricing.py", "gateway/store/ledger.py", "gateway/store/corrections.py")
 MONEY += ("gateway/operations/prices.py", "gateway/operations/price_book.py", "gateway/operations/rerate.py", "gateway/operations/teams.py")
+MONEY += tuple(f"gateway/operations/{name}.py" for name in ("ledger", "bills", "bills_openai", "bills_anthropic", "discrepancies", "reconcile", "reports"))
+MONEY += ("gateway/store/served.py",)
 FLOATS_EXCUSED: Mapping[str, str] = {
     "gateway/store/ledger.py:EntryRow.at / SQL(str(DAY_MS))": "SQL, which divides whole numbers to a whole number; a day, no money",
 }

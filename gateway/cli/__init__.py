@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, limits, prices, reports, server, teams
+from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, limits, prices, reconcile, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -40,6 +40,7 @@ for command in (
     budgets.credit,
     limits.limit,
     ledger.ledger,
+    reconcile.reconcile,
     reports.report,
     reports.route,
     server.plugins,
