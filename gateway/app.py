@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> Flask:
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
-        admission=Admission(limits, holds, catalog, settings.without_database == "serve"),
+        admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
         ledger=ledger,
         housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),

@@ -213,7 +213,7 @@ OWN: Mapping[str, Own] = {
     "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
-    "system.readyz": Own("Whether it can serve: database, migrations, catalog. 503 where it cannot.", json_of("Readiness")),
+    "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),
     "system.metrics_text": Own(
         "Prometheus metrics. Answers the local host, or the bearer of GATEWAY_METRICS_TOKEN.", {"text/plain": {"schema": dict(_TEXT)}}, ("403",)
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange, Reservation
@@ -13,10 +13,14 @@ from gateway.errors import Draining, StoreUnavailable
 
 
 class Admission:
-    """`draining`: this worker is told to leave, and readiness says so. It still admits, until it is told to stop."""
+    """`draining`: this worker is told to leave, and readiness says so. It still admits, until it is told to stop.
 
-    def __init__(self, limits: CallLimits, holds: Holds, catalog: Catalog, serves_without_database: bool) -> None:
-        self._limits, self._holds, self._catalog, self._serves_without_database = limits, holds, catalog, serves_without_database
+    `stuck`: whether neither the database nor the journal can be written, as when the disk is full.
+    """
+
+    def __init__(self, limits: CallLimits, holds: Holds, catalog: Catalog, serves_without_database: bool, stuck: Callable[[], bool] = lambda: False) -> None:
+        self._limits, self._holds, self._catalog = limits, holds, catalog
+        self._serves_without_database, self._stuck = serves_without_database, stuck
         self.draining = self._stopped = False
 
     def drain(self) -> None:
@@ -34,6 +38,8 @@ class Admission:
             raise draining()
         if not self._catalog.reachable and not self._serves_without_database:
             raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=2.0)
+        if self._stuck():
+            raise StoreUnavailable("The gateway cannot write its ledger, so the call could not be booked. Try again.", retry_after_s=2.0)
         self._limits.admit(exchange)
         prices = {candidate.deployment.name: candidate.price for candidate in candidates}
         held = bool(exchange.principal.budgets) and self._holds.reserve(exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked))
