@@ -25,13 +25,15 @@ class Admission:
         self.draining = self._stopped = True
 
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
-        """Raises Draining, BudgetExceeded, StoreUnavailable. A refused call consumes nothing."""
+        """Raises Draining, BudgetExceeded, IdempotencyKeyInUse, StoreUnavailable. A refused call consumes nothing."""
         if self._stopped:
             raise draining()
         if not self._catalog.reachable and not self._serves_without_database:
             raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=2.0)
         prices = {candidate.deployment.name: candidate.price for candidate in candidates}
-        held = bool(exchange.principal.budgets) and self._holds.reserve(exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked))
+        held = bool(exchange.principal.budgets or exchange.claim) and self._holds.reserve(
+            exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked)
+        )
         return Reservation(prices, held)
 
 
