@@ -19,6 +19,7 @@ from gateway.core.exchange import OpenExchanges
 from gateway.core.gateway import Gateway
 from gateway.core.holds import Holds
 from gateway.core.housekeeping import Housekeeping
+from gateway.core.idempotency import Idempotency
 from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits
@@ -74,7 +75,7 @@ def create_app(settings: Settings) -> Flask:
         metrics=metrics,
     )
     identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
-    endpoints = Endpoints(gateway, identity, settings)
+    endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))
     web = Web(endpoints, identity, settings)
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False

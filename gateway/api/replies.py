@@ -15,8 +15,9 @@ from typing import Any
 
 from gateway.api.body import breaks_off, linger
 from gateway.core.exchange import Exchange, fresh_id
+from gateway.core.idempotency import Kept
 from gateway.core.relay import Relay, error_type
-from gateway.errors import GatewayError
+from gateway.errors import AnswerNotKept, GatewayError
 from gateway.state.base import REQUESTS, TOKENS, Standing
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,13 @@ def of_relay(relay: Relay, exchange: Exchange) -> Answered:
         raise
 
 
+def of_kept(kept: Kept) -> Answered:
+    """An answer given once more, under the id of the call that gave it first."""
+    headers = [(name, _sendable(value)) for name, value in kept.headers]
+    headers += [("x-request-id", kept.exchange), ("idempotent-replayed", "true"), ("content-length", str(len(kept.body)))]
+    return Answered(kept.status, headers, (kept.body,))
+
+
 def _sendable(value: str) -> str:
     """A header's value as it is. Raises ValueError: HTTP lets none through that could end a header, but a backend's author may."""
     if not _VALUE.fullmatch(value):
@@ -89,8 +97,8 @@ def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answe
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
     if error.status == 401:
         headers.append(("www-authenticate", "Bearer"))
-    if error.status in (500, 501):
-        headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx: these would fail, or be paid, again
+    if error.status in (500, 501) or isinstance(error, AnswerNotKept):
+        headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx and 409: these would fail, or be paid, again
     return Answered(error.status, headers, (body,))
 
 

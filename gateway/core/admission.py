@@ -30,7 +30,7 @@ class Admission:
         self.draining = self._stopped = True
 
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
-        """Limits first, as they may have the call wait. Raises Draining, RateLimited, BudgetExceeded, StoreUnavailable, Cancelled.
+        """Limits first, as they may have the call wait. Raises Draining, RateLimited, BudgetExceeded, IdempotencyKeyInUse, StoreUnavailable, Cancelled.
 
         A refused call consumes nothing: what it took of its limits before a budget refused it, its exchange gives back.
         """
@@ -42,7 +42,9 @@ class Admission:
             raise StoreUnavailable("The gateway cannot write its ledger, so the call could not be booked. Try again.", retry_after_s=2.0)
         self._limits.admit(exchange)
         prices = {candidate.deployment.name: candidate.price for candidate in candidates}
-        held = bool(exchange.principal.budgets) and self._holds.reserve(exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked))
+        held = bool(exchange.principal.budgets or exchange.claim) and self._holds.reserve(
+            exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked)
+        )
         return Reservation(prices, held)
 
 

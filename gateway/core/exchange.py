@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.backend import Call
+from gateway.core.claim import Claim
 from gateway.core.identity import Principal
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError
@@ -75,6 +76,14 @@ def new_id(now_ms: int) -> str:
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
+def began_ms(id: str) -> int:
+    """When this id was made."""
+    number = 0
+    for sign in id[:10]:
+        number = 32 * number + max(_CROCKFORD.find(sign), 0)
+    return number
+
+
 def fresh_id() -> str:
     """An id for what never became an exchange."""
     return new_id(time.time_ns() // 1_000_000)
@@ -104,6 +113,7 @@ class Exchange:
     reservation: Reservation | None = None
     taken: Held | None = None
     standings: Sequence[Standing] = ()
+    claim: Claim | None = None
     lease: Held | None = None
     first_byte: float | None = None
     status: int | None = None

@@ -12,9 +12,10 @@ from typing import Any
 from peewee import SQL, Case, fn
 
 from gateway.dialects.events import BUCKETS, Usage
-from gateway.store import budgets, exchanges, holds
+from gateway.store import budgets, exchanges, holds, idempotency
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
+from gateway.store.idempotency import Completion
 from gateway.store.models import database, storable
 from gateway.store.models_money import EntryRow
 
@@ -88,15 +89,24 @@ Seal = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays."""
+    """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays.
+
+    `claim`: what becomes of the Idempotency-Key that it came with.
+    """
 
     entry: Entry | None
     exchange: ExchangeRow | None
     held: bool = False
+    claim: Completion | None = None
 
 
-def record(items: Sequence[Booking], seal: Seal) -> Sequence[None]:
-    """Book calls, and settle their holds: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced."""
+def record(items: Sequence[Booking], seal: Seal) -> Sequence[bool]:
+    """Book calls, and settle their holds: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced.
+
+    False for a call that is charged nothing, since another answered its Idempotency-Key in its place.
+    """
+    displaced = idempotency.complete([item.claim for item in items if item.claim is not None])
+    items = [_uncharged(item) if item.claim is not None and item.claim.exchange in displaced else item for item in items]
     closed = holds.close([_closing(item.entry) for item in items if item.held and item.entry is not None])
     late = [id for id, each in closed.items() if each.before == holds.EXPIRED]
     originals = _originals(late)
@@ -110,7 +120,12 @@ def record(items: Sequence[Booking], seal: Seal) -> Sequence[None]:
             entries.append(_settled(item.entry, each, originals))
     _insert(entries, seal)
     exchanges.save([item.exchange for item in items if item.exchange is not None])
-    return [None] * len(items)
+    return [item.claim is None or item.claim.exchange not in displaced for item in items]
+
+
+def _uncharged(item: Booking) -> Booking:
+    """What it cost stays the operator's."""
+    return item if item.entry is None else replace(item, entry=replace(item.entry, amount=0, flags=(*item.entry.flags, "displaced")))
 
 
 def _closing(entry: Entry) -> holds.Closing:

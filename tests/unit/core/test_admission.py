@@ -58,7 +58,7 @@ def test_without_a_database_calls_are_served_only_where_the_operator_says_so(mad
 
 def test_where_nothing_can_be_booked_nobody_is_admitted_and_no_upstream_is_paid(made: tuple[Catalog, Admissions], tmp_path: Path) -> None:
     catalog, stuck = made[0], [True]
-    admission = Admission(Books(None, tmp_path).holds, catalog, True, lambda: stuck[0])
+    admission = Admission(call_limits(catalog, tmp_path), Books(None, tmp_path).holds, catalog, True, lambda: stuck[0])
     with pytest.raises(StoreUnavailable) as caught:
         admission.admit(exchange(), [candidate()])
     assert caught.value.retry_after_s == 2.0
