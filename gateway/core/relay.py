@@ -12,15 +12,17 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 
 from gateway.concurrency import after
+from gateway.core.drains import Drains
 from gateway.core.exchange import Ending, Exchange
 from gateway.core.head import Answer, Framing, error_of
 from gateway.core.ledger import Ledger
 from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
-from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
+from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout, error_type
 
 log = logging.getLogger(__name__)
 EVENT_BYTES = 1 << 20
@@ -38,8 +40,8 @@ _HAS_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 class Relay:
     """An iterator of bytes, never b"", with `close`. `status` and `headers` are final when it is built."""
 
-    def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger) -> None:
-        self._answer, self._exchange, self._ledger = answer, exchange, ledger
+    def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger, drains: Drains) -> None:
+        self._answer, self._exchange, self._ledger, self._drains = answer, exchange, ledger, drains
         self._codec = CODECS[exchange.call.dialect]
         self._chunks, self._pending = answer.reply.chunks, answer.more
         if answer.head:
@@ -75,7 +77,7 @@ class Relay:
         return self
 
     def __next__(self) -> bytes:
-        if self._over:
+        if self._over or (self._exchange.left and self._exchange.drains):  # nobody reads it: `close` does
             raise StopIteration
         block = self._step(self)
         if self._claim is not None:
@@ -83,10 +85,21 @@ class Relay:
         return block
 
     def close(self) -> None:
-        """Abort the upstream and settle what ended early: the client left, or the server could not write to it. Idempotent."""
-        self._over = True
+        """Settle what ended early: the client left, or the server could not write to it. Idempotent.
+
+        The upstream is aborted, unless it is to be read on to its usage. That is done here: the server ends no worker before.
+        """
+        was_over, self._over = self._over, True
         if self._stop_lingering is not None:
             self._stop_lingering()
+        try:
+            drains = self._exchange.drains and not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS
+            if drains and self._drains.begin():
+                self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_usage)
+        finally:
+            self._abort()
+
+    def _abort(self) -> None:
         try:
             self._answer.reply.close()
         finally:  # a backend's failing close must not cost the entry
@@ -103,7 +116,8 @@ class Relay:
             if self.status >= 400 or (usage is None and is_error(body)):
                 self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
             else:
-                self._ledger.settle(self._exchange, Ending.COMPLETE, metered(usage, self._exchange.call, len(body), 0))
+                ending = Ending.CLIENT_GONE if self._exchange.left else Ending.COMPLETE
+                self._ledger.settle(self._exchange, ending, metered(usage, self._exchange.call, len(body), 0))
         except BaseException:  # nobody gets this Relay, so nobody closes it
             self._answer.reply.close()
             raise
@@ -379,9 +393,3 @@ def _only_usage(raw: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)
-
-
-def error_type(status: int) -> str:
-    """OpenAI's `type` for a status."""
-    names = {400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
-    return names.get(status, "invalid_request_error" if status < 500 else "server_error")
