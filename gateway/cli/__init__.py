@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, prices, reports, server, teams
+from gateway.cli import accounts, batches, budgets, catalog, codes, credentials, ledger, prices, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -38,6 +38,7 @@ for command in (
     prices.price,
     budgets.budget,
     budgets.credit,
+    codes.code,
     ledger.ledger,
     reports.report,
     reports.route,
