@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, openai, system
+from gateway.api import PREFIXES, me, openai, system
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
@@ -81,6 +81,7 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
+    app.register_blueprint(me.blueprint(database, secrets.hasher, settings))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]

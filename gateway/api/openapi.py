@@ -105,4 +105,5 @@ def _own(name: str, policy: str) -> dict[str, Any]:
     responses = {"200": components.answer("OK", known.content), **{status: components.refusal(status) for status in sorted(errors)}}
     if name == "system.readyz":
         responses["503"] = components.answer("Not ready; the checks say why.", known.content)
-    return {"summary": known.summary, "responses": responses}
+    described = {"summary": known.summary, "responses": responses}
+    return described if known.body is None else {**described, "requestBody": {"required": True, "content": dict(known.body)}}

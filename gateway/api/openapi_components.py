@@ -72,22 +72,20 @@ def json_of(schema: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error of the gateway's own. `relayed`: an upstream's refusal may reach the client under this status as well;
-    `alone`: routes that ask no upstream answer it too."""
+    """An error of the gateway's own. `relayed`: an upstream's refusal may reach the client under this status as well."""
 
     name: str
     text: str
     relayed: bool = False
-    alone: bool = True
 
 
 REFUSALS: Mapping[str, Refusal] = {
-    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True, alone=False),
+    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True),
     "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
     "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
-    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True, alone=False),
-    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True, alone=False),
+    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True),
+    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True),
     "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
     "500": Refusal("Failed", "The gateway failed."),
     "501": Refusal("NotServed", "Not served: it keeps objects upstream."),
@@ -119,8 +117,7 @@ def responses() -> dict[str, Any]:
     for status, known in REFUSALS.items():
         headers = {name: component for name, component in _RELAYED_ANSWER.items() if status != "401" or name in ("x-request-id", "x-gateway-receipt")}
         headers |= _ADDED.get(status, {})
-        if known.alone:
-            made[known.name] = answer(known.text, json_of("Error"), headers)
+        made[known.name] = answer(known.text, json_of("Error"), headers)
         if known.relayed:
             headers["retry-after"] = "RetryAfterRelayed"
             text = f"{known.text} Or the upstream's own refusal with this status, as it came."
@@ -191,6 +188,8 @@ def schemas() -> dict[str, Any]:
         "Model": model,
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": reference("schemas", "Model")}}),
         "Receipt": _object(receipt),
+        "Redemption": _object({"code": {"type": "string", "description": "As the operator gave it out (gw_code_...)."}}),
+        "Redeemed": _object({"id": text, "at": count, "amount_nano_usd": count, "balance_nano_usd": {"type": "integer", "description": "What is left."}}),
         "Alive": _object({"status": {"const": "alive"}}),
         "Readiness": _object({"status": {"enum": ["ready", "not ready"]}, "generation": {"type": "integer"}, "checks": {"additionalProperties": text}}),
     }
@@ -201,17 +200,20 @@ def schemas() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 403, 500 and 503, which every key's route has."""
+    """A route that the gateway answers by itself: the content of its 200 and of the body that it takes, and the errors besides 401, 403,
+    500 and 503, which every key's route has."""
 
     summary: str
     content: Mapping[str, Any]
     errors: tuple[str, ...] = ()
+    body: Mapping[str, Any] | None = None
 
 
 OWN: Mapping[str, Own] = {
     "openai.models": Own("List the models that the key may use.", json_of("Models")),
     "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
+    "me.redeem": Own("Redeem a code: its credit is booked to your account, once.", json_of("Redeemed"), ("400", "404", "408", "413"), json_of("Redemption")),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
     "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),
     "system.metrics_text": Own(
