@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway.concurrency import Job
 from gateway.errors import StoreUnavailable
-from gateway.store.engine import Engine, TransactionLost
+from gateway.store.engine import Engine, TransactionLost, deadlocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ class Writer:
         if not waiting:
             return
         failed = self._try(waiting)
-        if failed is not None and failed.lost and failed.stage is not _Stage.COMMIT:
+        if failed is not None and (failed.lost or deadlocked(failed.cause)) and failed.stage is not _Stage.COMMIT:
             failed = self._try(waiting)
         if failed is not None:
             self._divide(waiting, failed)
@@ -143,6 +143,8 @@ class Writer:
         except TransactionLost:
             raise
         except Exception as error:  # the work's own: its caller gets it, the rest of the batch goes on
+            if deadlocked(error):
+                raise
             return _Outcome(error=self._engine.translate(error))
 
 
