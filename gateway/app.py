@@ -24,6 +24,7 @@ from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits
 from gateway.core.listing import Listing
+from gateway.core.overview import Overviews
 from gateway.core.pool import MemoryCooldowns, Pool
 from gateway.core.receipts import Receipts
 from gateway.core.routing import Router
@@ -80,8 +81,9 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
-    app.register_blueprint(me.blueprint(database, secrets.hasher, settings))
+    listing = Listing(catalog, settings.unpriced)
+    app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
+    app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]

@@ -9,6 +9,8 @@ from typing import Any
 
 from gateway.core.exchange import Ending
 from gateway.dialects.events import BUCKETS
+from gateway.state.base import CONCURRENCY, REQUESTS, TOKENS
+from gateway.store.budgets import PERIODS
 
 DESCRIPTION = """OpenAI's API over deployments of the operator's choice.
 
@@ -149,6 +151,22 @@ _TEXT = MappingProxyType({"type": "string"})
 _COUNT = MappingProxyType({"type": "integer", "minimum": 0})
 
 
+def _overview() -> dict[str, Any]:
+    text, count = dict(_TEXT), dict(_COUNT)
+    number: dict[str, Any] = {"type": "integer"}
+    yes: dict[str, Any] = {"type": "boolean"}
+    moment = {"type": ["integer", "null"], "description": "Milliseconds since 1970."}
+    whose = {"enum": ["key", "user", "team", "global", "model"]}
+    binding = {"type": "boolean", "description": "Of those of its kind the one that is the first to refuse."}
+    key = {"id": count, "label": {"type": "string"}, "expires_at": moment, "scopes": {"type": "array", "items": text}}
+    limit: dict[str, Any] = {"of": whose, "model": {"type": ["string", "null"]}, "resource": {"enum": [REQUESTS, TOKENS, CONCURRENCY]}}
+    limit |= {"limit": count, "used": count, "remaining": count, "reset_s": {"type": "number", "minimum": 0}, "binding": binding}
+    amounts = {"limit_nano_usd": count, "spent_nano_usd": number, "held_nano_usd": number, "remaining_nano_usd": number}
+    budget: dict[str, Any] = {"of": whose, "period": {"enum": list(PERIODS)}, "timezone": text, "soft": yes, **amounts, "resets_at": moment, "binding": binding}
+    lists = {"limits": {"type": "array", "items": _object(limit)}, "budgets": {"type": "array", "items": _object(budget)}}
+    return _object({"key": _object(key), "user": text, "team": {"type": ["string", "null"]}, **lists, "models": {"type": "array", "items": text}})
+
+
 def schemas() -> dict[str, Any]:
     text, count = dict(_TEXT), dict(_COUNT)
     maybe_text, maybe_count = {"type": ["string", "null"]}, {"type": ["integer", "null"], "minimum": 0}
@@ -190,6 +208,7 @@ def schemas() -> dict[str, Any]:
         "Receipt": _object(receipt),
         "Redemption": _object({"code": {"type": "string", "description": "As the operator gave it out (gw_code_...)."}}),
         "Redeemed": _object({"id": text, "at": count, "amount_nano_usd": count, "balance_nano_usd": {"type": "integer", "description": "What is left."}}),
+        "Overview": _overview(),
         "Alive": _object({"status": {"const": "alive"}}),
         "Readiness": _object({"status": {"enum": ["ready", "not ready"]}, "generation": {"type": "integer"}, "checks": {"additionalProperties": text}}),
     }
@@ -213,6 +232,7 @@ OWN: Mapping[str, Own] = {
     "openai.models": Own("List the models that the key may use.", json_of("Models")),
     "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
+    "me.overview": Own("What your key may use: limits and budgets, what is left of them, which of them bind, and the models.", json_of("Overview")),
     "me.redeem": Own("Redeem a code: its credit is booked to your account, once.", json_of("Redeemed"), ("400", "404", "408", "413"), json_of("Redemption")),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
     "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),

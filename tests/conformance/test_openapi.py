@@ -15,6 +15,7 @@ import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31  # the specification's schema, which Schemathesis brings
 
 from gateway.api.openai import ENDPOINTS
+from gateway.store import catalog
 from tests.conformance.exploration import EXAMPLES, TIMEOUT_S, Explored, explore
 from tests.fakes.answers import (
     Answer,
@@ -86,8 +87,16 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
         served_by(provider, agreeing)
         gateway.deploy("*", provider.url)
         gateway.deploy("gpt-4o", provider.url)  # a model of the document's examples; a glob is not listed
+        gateway.write(without_echo)  # which serves chats only, and is found by its name in an answer
         gateway.wait_catalog()
         yield gateway
+
+
+def without_echo() -> None:
+    for deployment in catalog.list_deployments():
+        if deployment.backend == "echo":
+            catalog.delete_deployment(deployment.id)
+            catalog.delete_model(deployment.model_id)
 
 
 @pytest.fixture(scope="module")
