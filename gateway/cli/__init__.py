@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reconcile, reports, server
+from gateway.cli import accounts, alerts, budgets, catalog, credentials, ledger, prices, reconcile, reports, server
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -39,6 +39,7 @@ for command in (
     budgets.credit,
     ledger.ledger,
     reconcile.reconcile,
+    alerts.alert,
     reports.report,
     reports.route,
     server.plugins,

@@ -24,6 +24,11 @@ _NOW_MS = MappingProxyType(
 )
 
 
+def now_sql() -> str:
+    """The database's own time in milliseconds, as an expression."""
+    return _NOW_MS["sqlite" if database.param == "?" else "postgres"]
+
+
 @dataclass(frozen=True, slots=True)
 class Period:
     """The window of a budget that a call falls into: it is made where it is not there yet. `soft`: refuses nothing."""
@@ -106,7 +111,7 @@ def _decided(item: Wanted, windows: Mapping[tuple[int, int], _Window]) -> Refuse
 
 def _insert(items: Sequence[Wanted], state: str = HELD, suffix: str = "") -> None:
     columns = "id, state, owner, deadline, api_key, user, team, model, at".replace("user", '"user"')
-    now = _NOW_MS["sqlite" if database.param == "?" else "postgres"]
+    now = now_sql()
     rows = [storable((item.id, state, item.owner, item.lease_s * 1000, item.api_key, item.user, item.team, item.model, item.at)) for item in items]
     executemany(database, f"INSERT INTO hold ({columns}) VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?, ?){suffix}", rows)  # noqa: S608
 
@@ -236,7 +241,7 @@ def overdue(ids: Iterable[str]) -> set[str]:
     wanted = list(ids)
     if not wanted:
         return set()
-    now = _NOW_MS["sqlite" if database.param == "?" else "postgres"]
+    now = now_sql()
     sql = f"SELECT id FROM hold WHERE state = 'held' AND deadline < {now} AND id IN ({marks(wanted)})"  # noqa: S608
     return {row[0] for row in database.execute_sql(sql.replace("?", database.param), wanted).fetchall()}
 
