@@ -13,6 +13,7 @@ from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
+from gateway.core.alerts import SENDER, Alerts
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import OpenExchanges
@@ -54,7 +55,8 @@ def create_app(settings: Settings) -> Flask:
     database = Database(settings.database, committed=metrics.committed)
     database.bind()
     metrics.sample(lambda: metrics.commits_waiting.set(database.waiting))
-    backends = Backends(Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ()))
+    services = Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ())
+    backends = Backends(services)
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policy = plugins.resolve(plugins.POLICIES, settings.policy)()
     holds = Holds(database, presence.owner, settings.hold_output)
@@ -64,13 +66,14 @@ def create_app(settings: Settings) -> Flask:
     limits = CallLimits(state, catalog, room, settings.hold_output)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
+    alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
         admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
         ledger=ledger,
-        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),
+        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock", (alerts.tick,)),
         catalog=catalog,
         presence=presence,
         metrics=metrics,
