@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, openai, system
+from gateway.api import PREFIXES, me, openai, system
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
@@ -22,14 +22,17 @@ from gateway.core.housekeeping import Housekeeping
 from gateway.core.idempotency import Idempotency
 from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
+from gateway.core.limits import CallLimits
 from gateway.core.listing import Listing
 from gateway.core.pool import MemoryCooldowns, Pool
 from gateway.core.receipts import Receipts
 from gateway.core.routing import Router
+from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
+from gateway.state.sqlite import SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
 
@@ -54,12 +57,16 @@ def create_app(settings: Settings) -> Flask:
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policy = plugins.resolve(plugins.POLICIES, settings.policy)()
     holds = Holds(database, presence.owner, settings.hold_output)
+    state = SqliteLimits(settings.run_path, presence.owner, presence.alive)
+    room = WaitingRoom(state)
+    metrics.sample(lambda: metrics.waiting.set(room.count))
+    limits = CallLimits(state, catalog, room, settings.hold_output)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
-        admission=Admission(holds, catalog, settings.without_database == "serve"),
+        admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
         ledger=ledger,
         housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),
@@ -74,6 +81,7 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
+    app.register_blueprint(me.blueprint(database, secrets.hasher, settings))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]

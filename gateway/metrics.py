@@ -145,6 +145,7 @@ class Metrics:
 
     def _states(self) -> None:
         self.open = self._gauge("gateway_open_exchanges", "Calls under way.", "livesum")
+        self.waiting = self._gauge("gateway_waiting_calls", "Calls that wait for their turn at a busy model.", "livesum")
         self._resting = self._gauge("gateway_deployments_resting", "Workers in which this deployment rests.", "livesum", "deployment", "reason")
         self._quarantined = self._gauge("gateway_credentials_quarantined", "Credentials out of use until their secret is replaced.", "livemax")
         self._database_up = self._gauge("gateway_database_up", "1 where every worker's last read of the database succeeded.", "livemin")

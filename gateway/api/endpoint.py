@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.api.access import authorize
 from gateway.api.body import Received, read_body
 from gateway.api.replies import Answered, finished, of_error, of_kept, of_relay, unexpected
 from gateway.backend import Call, Cancellation, Headers
 from gateway.concurrency import watch_readable
 from gateway.core.gateway import Gateway
 from gateway.core.idempotency import Idempotency, Kept
-from gateway.core.identity import Identity, Presented, Principal
+from gateway.core.identity import INFERENCE, Identity, Presented, Principal
 from gateway.errors import BadRequest, GatewayError
 from gateway.settings import Settings
 
@@ -27,7 +28,7 @@ class Endpoint:
     """A relayed endpoint of a family. `path` is relative to the family's prefix and to a deployment's base URL alike.
 
     `body` is "json", "form" (multipart), or "either". `default_model` is what the API takes where the body names none.
-    `check` refuses what this gateway does not serve and returns members to splice in.
+    `check` refuses what this gateway does not serve and returns members to splice in. `scopes`: a restricted key needs one of them.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Endpoint:
     summary: str
     default_model: str | None = None
     check: Callable[[Received], Mapping[str, Any]] | None = None
+    scopes: tuple[str, ...] = (INFERENCE,)
 
 
 class GunicornClient:
@@ -67,7 +69,8 @@ class Endpoints:
         """The whole of a request; never raises for anything that a client or an upstream does."""
         began = time.monotonic()
         try:
-            answered = self.relay(environ, endpoint, self._identity.authenticate(presented(environ)))
+            principal = self._identity.authenticate(presented(environ))
+            answered = self.relay(environ, endpoint, authorize(principal, endpoint.scopes, environ, self._settings.trusted_proxies))
             return answered if "gateway.exchange" in environ else finished(answered, environ, began)
         except GatewayError as error:
             told = error

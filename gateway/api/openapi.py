@@ -17,7 +17,7 @@ from gateway.api.openai import ENDPOINTS
 
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _RELAYED = MappingProxyType({PREFIXES["openai"] + endpoint.path: endpoint for endpoint in ENDPOINTS})
-_EVERY_KEYED = ("401", "500", "503")
+_EVERY_KEYED = ("401", "403", "500", "503")
 _EVERY_RELAYED = ("400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504")
 _TAGS: Mapping[str, str] = {
     "relayed": "Answered by an upstream.",
@@ -111,4 +111,5 @@ def _own(name: str, policy: str) -> dict[str, Any]:
     responses = {"200": components.answer("OK", known.content), **{status: components.refusal(status) for status in sorted(errors)}}
     if name == "system.readyz":
         responses["503"] = components.answer("Not ready; the checks say why.", known.content)
-    return {"summary": known.summary, "responses": responses}
+    described = {"summary": known.summary, "responses": responses}
+    return described if known.body is None else {**described, "requestBody": {"required": True, "content": dict(known.body)}}

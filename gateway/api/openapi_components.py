@@ -85,13 +85,13 @@ class Refusal:
 
 
 REFUSALS: Mapping[str, Refusal] = {
-    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True, alone=False),
+    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True),
     "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
-    "403": Refusal("PermissionDenied", "The key may not use the model, or the caller may not see this."),
+    "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
-    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True, alone=False),
+    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True),
     "409": Refusal("KeyInUse", "The call of this Idempotency-Key is under way, or its answer was not kept.", relayed=True, alone=False),
-    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True, alone=False),
+    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True),
     "422": Refusal("KeyReused", "This Idempotency-Key came with another request before.", relayed=True, alone=False),
     "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
     "500": Refusal("Failed", "The gateway failed."),
@@ -197,6 +197,8 @@ def schemas() -> dict[str, Any]:
         "Model": model,
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": reference("schemas", "Model")}}),
         "Receipt": _object(receipt),
+        "Redemption": _object({"code": {"type": "string", "description": "As the operator gave it out (gw_code_...)."}}),
+        "Redeemed": _object({"id": text, "at": count, "amount_nano_usd": count, "balance_nano_usd": {"type": "integer", "description": "What is left."}}),
         "Alive": _object({"status": {"const": "alive"}}),
         "Readiness": _object({"status": {"enum": ["ready", "not ready"]}, "generation": {"type": "integer"}, "checks": {"additionalProperties": text}}),
     }
@@ -207,19 +209,22 @@ def schemas() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 500 and 503, which every key's route has."""
+    """A route that the gateway answers by itself: the content of its 200 and of the body that it takes, and the errors besides 401, 403,
+    500 and 503, which every key's route has."""
 
     summary: str
     content: Mapping[str, Any]
     errors: tuple[str, ...] = ()
+    body: Mapping[str, Any] | None = None
 
 
 OWN: Mapping[str, Own] = {
     "openai.models": Own("List the models that the key may use.", json_of("Models")),
     "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
+    "me.redeem": Own("Redeem a code: its credit is booked to your account, once.", json_of("Redeemed"), ("400", "404", "408", "413"), json_of("Redemption")),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
-    "system.readyz": Own("Whether it can serve: database, migrations, catalog. 503 where it cannot.", json_of("Readiness")),
+    "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),
     "system.metrics_text": Own(
         "Prometheus metrics. Answers the local host, or the bearer of GATEWAY_METRICS_TOKEN.", {"text/plain": {"schema": dict(_TEXT)}}, ("403",)
     ),

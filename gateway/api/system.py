@@ -44,6 +44,7 @@ def blueprint(gateway: Gateway, database: Database, metrics: Metrics) -> Bluepri
 def _checks(gateway: Gateway, database: Database) -> dict[str, str]:
     """Never asks an upstream: an outage elsewhere must not take this worker out of the load balancer."""
     checks = {"catalog": "ok" if gateway.catalog.generation >= 0 else "not loaded", "draining": "yes" if gateway.admission.draining else "ok"}
+    checks["ledger"] = "ok" if not gateway.ledger.stuck else "cannot be written"
     try:
         pending = database.pending()
         checks |= {"database": "ok", "migrations": "ok" if not pending else f"{len(pending)} pending: run `gateway migrate`"}

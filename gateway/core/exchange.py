@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from gateway.core.claim import Claim
 from gateway.core.identity import Principal
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError
+from gateway.state.base import Standing
 from gateway.store.catalog import Price
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -40,7 +41,7 @@ class Client(Protocol):
 
 
 class Held(Protocol):
-    """What an attempt holds; `close` gives it back, and is idempotent."""
+    """What a call or an attempt holds; `close` gives it back, and is idempotent."""
 
     def close(self) -> None: ...
 
@@ -90,7 +91,11 @@ def fresh_id() -> str:
 
 @dataclass(slots=True)
 class Exchange:
-    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic."""
+    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
+
+    `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
+    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused.
+    """
 
     id: str
     at: int
@@ -107,6 +112,8 @@ class Exchange:
     excluded: dict[str, str] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     reservation: Reservation | None = None
+    taken: Held | None = None
+    standings: Sequence[Standing] = ()
     claim: Claim | None = None
     lease: Held | None = None
     first_byte: float | None = None
@@ -118,18 +125,22 @@ class Exchange:
     bytes_out: int = 0
     heartbeats: int = 0
     left: bool = False
+    drains: bool = False
     released: Callable[[], None] | None = None
 
     def client_left(self) -> None:
-        """The watcher's callback: give the call up, also while the upstream is silent."""
+        """The watcher's callback: give the call up, also while the upstream is silent, unless it is to be read on to its usage."""
         self.left = True
-        self.call.cancel.fire("client_gone")
+        if not (self.drains and self.attempts):
+            self.call.cancel.fire("client_gone")
 
     def release(self) -> None:
         """Give back what the call acquired. Idempotent."""
         self.client.disarm()
         if self.lease is not None:
             self.lease.close()
+        if self.taken is not None:
+            self.taken.close()
         if self.released is not None:
             self.released()
             self.released = None

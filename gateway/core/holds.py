@@ -138,17 +138,19 @@ class Holds:
         rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
         rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
         choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1
-        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * self._output_bound(call, max_output) * rate_out
+        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * output_bound(call, max_output, self._default_output) * rate_out
         return -(-pico // 1000) + price.per_call_nano
 
-    def _output_bound(self, call: Call, max_output: int | None) -> int:
-        fields = call.fields
-        named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
-        if named:
-            return min([*named[:1], *([max_output] if max_output is not None else [])])
-        if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
-            return 0
-        return max_output if max_output is not None else self._default_output
+
+def output_bound(call: Call, max_output: int | None, default: int) -> int:
+    """Tokens that the answer may have, for each of its choices: what the call says, at most what the model may; else the model's, else the default."""
+    fields = call.fields
+    named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
+    if named:
+        return min([*named[:1], *([max_output] if max_output is not None else [])])
+    if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
+        return 0
+    return max_output if max_output is not None else default
 
 
 def _lease_s(candidates: Sequence[Candidate]) -> int:

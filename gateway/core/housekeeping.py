@@ -96,6 +96,8 @@ class Housekeeping:
 
     def _look_after_own(self) -> None:
         self._replay(lambda owner: True)
+        if late := self._ledger.retry():
+            log.warning("%d calls whose end was withheld are booked now", late)
         if doubtful := self._own.release_doubtful(lambda hold: self._end([hold], Ending.REFUSED)):
             log.warning("%d holds of which nobody knew whether they were made have ended", doubtful)
         for leaked in self._own.leaked():

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -53,13 +54,16 @@ class RefusalQuota:
 class Ledger:
     """Closes exchanges, each exactly once: `settle` for calls that answered, `close` for those that failed before.
 
-    `seal` makes the seal of a row (HMAC); what the database does not take goes to the journal.
+    `seal` makes the seal of a row (HMAC); what the database does not take goes to the journal; what neither takes waits here.
     """
 
     def __init__(self, database: Database, journal: Journal, seal: Seal, holds: Holds, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._journal, self._holds, self._metrics, self._clock = database, journal, holds, metrics, clock
         self._record = partial(record, seal=seal)
         self._quota = RefusalQuota(clock)
+        self._unbooked: deque[Booking] = deque()
+        self.stuck = False
+        """Neither the database nor the journal took the last call's end: the next would fare no better, and an upstream is paid for each."""
 
     def settle(self, exchange: Exchange, ending: Ending, metered: Metered) -> None:
         """Commit the entry; returns once it is on disk, in the database or in the journal. A second call does nothing.
@@ -74,8 +78,12 @@ class Ledger:
             entry = self._entry(exchange, ending, metered)
             charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, metered)))
             exchange.amount_nano = entry.amount if charged else 0  # shown to the client only once it is booked
+            self._holds.closed(exchange.id)
         except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
             self._log_lost(exchange, entry, metered, error)
+            if entry is not None:
+                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, NOTHING)))
+                self.stuck = self.stuck or isinstance(error.__cause__, StoreUnavailable)
             if not isinstance(error, Exception):
                 raise
             raise SettleFailed("The answer could not be booked, so its end is withheld.") from error
@@ -98,6 +106,24 @@ class Ledger:
     def book(self, bookings: Sequence[Booking]) -> None:
         """Book what was journaled, or what ended without its worker. Idempotent. Raises StoreUnavailable."""
         self._database.write(lambda: self._record(bookings))
+
+    def retry(self) -> int:
+        """Book what could not be booked before; how many. Nothing is charged for it: its answer's end never left. Raises StoreUnavailable."""
+        count = 0
+        while self._unbooked:
+            booking = self._unbooked[0]
+            try:
+                self.book([booking])
+                count += 1
+            except GatewayError:
+                raise
+            except Exception as error:  # no fault of the database: it would not go in the next time either. Its hold ends at its deadline
+                log.error("an entry cannot be booked at all: %s", type(error).__name__, exc_info=error, extra={"exchange": _id_of(booking)})
+            else:
+                self._holds.closed(_id_of(booking))
+            self._unbooked.popleft()
+        self.stuck = False
+        return count
 
     def abandoned(self, hold: OpenHold, ending: Ending) -> Booking:
         """The end of a call that had a hold and nothing more: nothing is charged. WORKER_LOST shows the operator what stays unbilled."""
@@ -127,7 +153,7 @@ class Ledger:
         exchange.error = exchange.error or SettleFailed.code
         self._metrics.settle_failed()
         line = {"entry": _members(entry)} if entry is not None else {"metered": str(metered), "ending": exchange.ending}
-        log.critical("entry not committed: %s", type(error).__name__, extra={"exchange": exchange.id, "fields": line})
+        log.critical("entry not committed: %s", _reason(error), extra={"exchange": exchange.id, "fields": line})
 
     def close(self, exchange: Exchange, error: BaseException) -> None:
         """The one exit for every call that failed before an answer. Records and releases; never raises."""
@@ -166,7 +192,6 @@ class Ledger:
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.release()
-        self._holds.closed(exchange.id)
         deployment = exchange.attempts[-1].deployment if exchange.attempts else ""
         total_s = self._clock() - exchange.started
         self._metrics.ended(exchange.endpoint, deployment, exchange.status, str(exchange.ending), total_s, exchange.own_s(), exchange.heartbeats)
@@ -227,11 +252,27 @@ def _is_charged(ending: Ending, metered: Metered) -> bool:
 def _claim_ended(exchange: Exchange, ending: Ending, metered: Metered) -> Completion | None:
     if exchange.claim is None:
         return None
-    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), whole=ending is Ending.COMPLETE)
+    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), good=ending in (Ending.COMPLETE, Ending.CLIENT_GONE))
 
 
 def _is_held(exchange: Exchange) -> bool:
     return exchange.reservation is not None and exchange.reservation.held
+
+
+def _withheld(entry: Entry) -> Entry:
+    """As it is booked later: the cost stays the operator's. Without the raw usage, which may have been what could not be written."""
+    usage = replace(entry.usage, raw=None, flags=(*entry.usage.flags, "withheld"))
+    return replace(entry, amount=0, usage=usage)
+
+
+def _id_of(booking: Booking) -> str:
+    return booking.entry.exchange if booking.entry is not None else ""
+
+
+def _reason(error: BaseException) -> str:
+    """What failed, and what had failed before it, with the system's own words where it has any."""
+    said = f"{type(error).__name__}{f' ({error.strerror})' if isinstance(error, OSError) else ''}"
+    return said if error.__cause__ is None else f"{said} after {_reason(error.__cause__)}"
 
 
 def _json(value: Any) -> str:

@@ -76,11 +76,15 @@ class Journal:
         fresh = not self._path.exists()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        before = os.fstat(file).st_size
         try:
             written = 0
             while written < len(data):
                 written += os.write(file, data[written:])
             os.fdatasync(file)
+        except OSError:  # nobody is told that these bookings stand here, so they must not
+            os.ftruncate(file, before)
+            raise
         finally:
             os.close(file)
         if fresh:

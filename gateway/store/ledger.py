@@ -63,9 +63,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for user and key."""
+    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for team, user and key."""
 
-    group: Mapping[str, int | str]
+    group: Mapping[str, int | str | None]
     calls: int
     buckets: Mapping[str, int]
     amount: int
@@ -206,12 +206,25 @@ def entries(since: int, until: int, after_id: int, limit: int) -> list[Entry]:
     return [_entry(row) for row in EntryRow.select().where(window).order_by(EntryRow.id).limit(limit)]
 
 
-def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
-    """Sums over since <= at < until, grouped by any of user, key, model (as asked), deployment, ending, day (UTC). Raises KeyError for others.
+def booked_rows(since: int, until: int, after: tuple[int, int], limit: int) -> list[Mapping[str, Any]]:
+    """A page of what was booked at since <= at < until, in the order of time: every column as the database has it, the seal among them.
 
-    Corrections count in the sums, not as calls.
+    `after`: (at, id) of the row before the page, which the index on the time leads to at once.
+    """
+    at, id = max(since, after[0]), after[1] if after[0] >= since else 0
+    columns = [EntryRow.id, *(EntryRow._meta.columns[name] for name in SEALED), EntryRow.seal]
+    window = (EntryRow.at >= at) & (EntryRow.at < until) & ((EntryRow.at > at) | (EntryRow.id > id))
+    query: Any = EntryRow.select(*columns).where(window).order_by(EntryRow.at, EntryRow.id).limit(limit)
+    return [dict(zip(("id", *SEALED, "seal"), row, strict=True)) for row in query.tuples()]
+
+
+def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
+    """Sums over since <= at < until, grouped by any of team, user, key, model (as asked), deployment, ending, day (UTC).
+
+    Raises KeyError for others. The team is that of the call's time, None for none. Corrections count in the sums, not as calls.
     """
     groups = {
+        "team": EntryRow.team,
         "user": EntryRow.user,
         "key": EntryRow.api_key,
         "model": EntryRow.model_asked,

@@ -149,7 +149,8 @@ def test_every_operation_is_as_described(gateway: RunningGateway, document: dict
     statuses = told(explored)
     assert set(statuses) == {200, 400, 401, 404, 405, 501}
     served = {path for path, methods in document["paths"].items() if any(operation["tags"] != ["not served"] for operation in methods.values())}
-    assert {path for path, status in explored.answers if status == 200} == served
+    found = {path for path, status in explored.answers if status == 200}
+    assert found == served - {"/v1/me/redeem"}  # a code that is good cannot be guessed; tests/unit/api/test_me.py has one
 
 
 @pytest.mark.timeout(TIMEOUT_S)

@@ -19,9 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.operations import ledger as books
-from gateway.store import holds, ledger
-from gateway.store.audit import Audit
+from gateway.store import ledger
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import Broken, RawClient, RunningGateway
 from tests.fakes.postgres import Postgres
@@ -29,13 +27,12 @@ from tests.fakes.processes import children
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT, DONE
 from tests.faults.conftest import Measured
+from tests.faults.crashes import SOON_S, audited, settled
 
 CALLS, KILLS = int(os.environ.get("KILL_TEST_CALLS", "1500")), int(os.environ.get("KILL_TEST_KILLS", "5"))
 CRASHES = max(1, KILLS // 5)
 """Of PostgreSQL."""
 CLIENTS, WORKERS = 24, 3
-SOON_S = 10.0
-"""Within which every hold of a dead worker has ended."""
 
 
 @dataclass
@@ -114,21 +111,6 @@ def killed(gateway: RunningGateway, server: Postgres | None, seen: Seen) -> None
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(draw.choice(children(gateway.process.pid) or [0]), signal.SIGKILL)
-
-
-def settled(gateway: RunningGateway) -> float:
-    """Seconds until no hold is open and the journal is empty."""
-    began = time.monotonic()
-    journal = gateway.directory / "data" / "journal"
-    while gateway.read(holds.owners) or (journal.exists() and any(journal.iterdir())):
-        assert time.monotonic() - began < 2 * SOON_S, "holds or journals are left"
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
-def audited(gateway: RunningGateway) -> Audit:
-    url = gateway.database_url or f"sqlite://{gateway.directory / 'data' / 'gateway.db'}"
-    return books.verify(url, gateway.secrets.hasher.hash)
 
 
 def everything(gateway: RunningGateway) -> collections.Counter[tuple[str, str]]:

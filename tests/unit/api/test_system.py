@@ -23,7 +23,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def readiness(pending: Callable[[], list[str]], *, generation: int = 3, draining: bool = False) -> tuple[int, dict[str, Any]]:
     """The answer of /readyz where the parts are in this state."""
-    gateway: Any = SimpleNamespace(catalog=SimpleNamespace(generation=generation), admission=SimpleNamespace(draining=draining))
+    parts = {"catalog": SimpleNamespace(generation=generation), "admission": SimpleNamespace(draining=draining), "ledger": SimpleNamespace(stuck=False)}
+    gateway: Any = SimpleNamespace(**parts)
     database: Any = SimpleNamespace(pending=pending)
     app = Flask("readiness")
     app.register_blueprint(system.blueprint(gateway, database, Metrics()))
@@ -55,6 +56,12 @@ def test_worker_that_drains_is_not_ready(served: Served) -> None:
     served.gateway.admission.stop()
     answer = served.ask("GET", "/readyz", key=None)
     assert (answer.status_code, answer.get_json()["checks"]["draining"]) == (503, "yes")
+
+
+def test_worker_that_cannot_write_its_ledger_is_not_ready(served: Served) -> None:
+    served.gateway.ledger.stuck = True
+    answer = served.ask("GET", "/readyz", key=None)
+    assert (answer.status_code, answer.get_json()["checks"]["ledger"]) == (503, "cannot be written")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class Stage:
     def answered(self, made: Exchange, books: Books | None = None) -> None:
         assert made.claim is not None
         made.claim.answered(200, SEEN)
-        made.claim.keep(b"words")
+        made.claim.keep_last(b"words")
         (books or self.books).ledger.settle(made, Ending.COMPLETE, USED)
 
     def away(self) -> Books:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.core.exchange import Ending, Exchange
-from gateway.core.ledger import REFUSALS_A_MINUTE, RefusalQuota
+from gateway.core.ledger import REFUSALS_A_MINUTE, Ledger, RefusalQuota
 from gateway.core.metering import NOTHING, Metered, Source
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, GatewayError, ModelNotFound, NoDeploymentAvailable, SettleFailed, StoreUnavailable, UpstreamError, UpstreamTimeout
@@ -72,6 +72,51 @@ def test_failed_commit_is_counted_releases_and_is_not_tried_again(stage: Bookkee
     assert made.released is None
     assert stage.count("gateway_settle_failures_total") == 1
     assert stage.count("gateway_amount_usd_total") == 0
+
+
+class Fickle(Failing):
+    """Fails until `back` is the database."""
+
+    back: Any = None
+
+    def write(self, work: Any) -> Any:
+        return super().write(work) if self.back is None else self.back.write(work)
+
+
+def withheld(stage: Bookkeeping, error: BaseException) -> tuple[Ledger, Fickle, Exchange]:
+    """A call whose end could be booked nowhere."""
+    database = Fickle(error)
+    books = Books(database, Path("/dev/null"), stage.metrics, stage.clock)
+    made = stage.answered(price(rate=1000))
+    with pytest.raises(SettleFailed):
+        books.ledger.settle(made, Ending.COMPLETE, USED)
+    return books.ledger, database, made
+
+
+def test_call_whose_end_was_withheld_is_booked_later_and_costs_its_client_nothing(stage: Bookkeeping) -> None:
+    ledger, database, made = withheld(stage, StoreUnavailable("away"))
+    assert ledger.stuck
+    with pytest.raises(StoreUnavailable):
+        ledger.retry()
+    assert ledger.stuck
+    database.back = stage.database
+    assert (ledger.retry(), ledger.stuck) == (1, False)
+    (entry,) = stage.entries()
+    assert (entry.exchange, entry.ending, entry.amount, entry.cost, entry.flags) == (made.id, "complete", 0, 60, ("withheld",))
+    assert ledger.retry() == 0
+
+
+def test_entry_that_nothing_takes_is_given_up_and_blocks_nobody(stage: Bookkeeping, caplog: pytest.LogCaptureFixture) -> None:
+    ledger, database, _ = withheld(stage, OverflowError("too large"))
+    assert (ledger.stuck, ledger.retry()) == (False, 0)
+    assert len(lines(caplog, "an entry cannot be booked at all: OverflowError")) == 1
+    database.back = stage.database
+    assert (ledger.retry(), stage.entries()) == (0, [])
+
+
+def test_log_says_why_an_entry_was_not_committed(stage: Bookkeeping, caplog: pytest.LogCaptureFixture) -> None:
+    withheld(stage, StoreUnavailable("away"))
+    assert lines(caplog, "entry not committed")[0]["msg"] == "entry not committed: NotADirectoryError (Not a directory) after StoreUnavailable"
 
 
 def test_amount_that_is_not_booked_is_shown_nowhere(stage: Bookkeeping, caplog: pytest.LogCaptureFixture) -> None:

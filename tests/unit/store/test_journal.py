@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import zlib
 from collections.abc import Sequence
@@ -134,6 +135,20 @@ def test_a_torn_line_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Not a directory"):
         Journal(Path("/dev/null/journal"), "gone").append(BOOKINGS[0])
+
+
+def test_a_line_of_which_nobody_was_told_does_not_stay(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "gone")
+    journal.append(BOOKINGS[0])
+    before = (tmp_path / "gone.journal").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.append(BOOKINGS[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "gone.journal").read_bytes() == before
 
 
 def test_many_at_once_are_all_there(tmp_path: Path) -> None:
