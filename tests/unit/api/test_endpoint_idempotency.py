@@ -262,6 +262,16 @@ def test_a_stored_answer_needs_no_deployment_and_no_room(budgeted: Served) -> No
     assert ask(budgeted).data == first.data
 
 
+def test_a_stored_answer_takes_no_limit(served: Served) -> None:
+    served.database.write(lambda: budgets.set_limits("user", served.ann, 1, None, None))
+    served.gateway.catalog.refresh()
+    first = ask(served)
+    assert [ask(served).data for _ in range(3)] == [first.data] * 3
+    assert ask(served, "another").status_code == 429
+    assert rows(served)[0].exchange == first.headers["x-request-id"]
+    assert len(rows(served)) == 1
+
+
 def test_the_call_of_a_worker_that_is_gone_is_taken_over(budgeted: Served) -> None:
     ask(budgeted)
     budgeted.database.write(lambda: IdempotencyRow.update(state="running", owner="gone", exchange="0" * 26).execute())
