@@ -24,7 +24,7 @@ HEAD is answered wherever GET is."""
 
 EXCHANGE_ID = "^[0-9A-HJKMNP-TV-Z]{26}$"
 _MODEL_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
-_FIELD_NAME_PATTERN = r'^[^\u0000-\u001f\u007f-\u009f\u2028\u2029"\\]+$'
+_FIELD_NAME_PATTERN = r'^[^\u0000-\u0008\u000a-\u001f\u007f-\u009f\u2028\u2029"\\]+$'
 
 
 def _header(description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
@@ -49,10 +49,13 @@ HEADERS: Mapping[str, Any] = {
     "RetryAfterAlways": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}},
     "RetryAfterRelayed": _header("The upstream's, as it came."),
     "Authenticate": _header("How to authenticate.", required=True, enum=["Bearer"]),
+    "Replayed": _header("Given where this is a stored answer, for the Idempotency-Key of an earlier call: that of x-request-id.", enum=["true"]),
+    "ShouldRetryRelayed": _header("Tells OpenAI's SDKs whether another attempt may succeed."),
     "ShouldRetry": _header("Tells OpenAI's SDKs that another attempt would fail as well.", required=True, enum=["false"]),
 }
 _ANY_ANSWER: Mapping[str, str] = {"x-request-id": "RequestId", "server-timing": "ServerTiming", "x-gateway-receipt": "Receipt"}
 _RELAYED_ANSWER: Mapping[str, str] = {**_ANY_ANSWER, "x-gateway-cost-usd": "CostUsd", "x-upstream-request-id": "UpstreamRequestId"}
+_RELAYED_SUCCESS: Mapping[str, str] = {**_RELAYED_ANSWER, "idempotent-replayed": "Replayed"}
 
 
 def reference(kind: str, name: str) -> dict[str, str]:
@@ -74,11 +77,13 @@ def json_of(schema: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error of the gateway's own. `relayed`: an upstream's refusal may reach the client under this status as well."""
+    """An error of the gateway's own. `relayed`: an upstream's refusal may reach the client under this status as well;
+    `alone`: routes that ask no upstream answer it too."""
 
     name: str
     text: str
     relayed: bool = False
+    alone: bool = True
 
 
 REFUSALS: Mapping[str, Refusal] = {
@@ -87,7 +92,9 @@ REFUSALS: Mapping[str, Refusal] = {
     "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
     "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True),
+    "409": Refusal("KeyInUse", "The call of this Idempotency-Key is under way, or its answer was not kept.", relayed=True, alone=False),
     "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True),
+    "422": Refusal("KeyReused", "This Idempotency-Key came with another request before.", relayed=True, alone=False),
     "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
     "500": Refusal("Failed", "The gateway failed."),
     "501": Refusal("NotServed", "Not served: it keeps objects upstream."),
@@ -97,6 +104,7 @@ REFUSALS: Mapping[str, Refusal] = {
 }
 _ADDED: Mapping[str, Mapping[str, str]] = {
     "401": {"www-authenticate": "Authenticate"},
+    "409": {"x-should-retry": "ShouldRetryRelayed"},
     "429": {"retry-after": "RetryAfterAlways"},
     "500": {"x-should-retry": "ShouldRetry"},
     "501": {"x-should-retry": "ShouldRetry"},
@@ -119,19 +127,20 @@ def responses() -> dict[str, Any]:
     for status, known in REFUSALS.items():
         headers = {name: component for name, component in _RELAYED_ANSWER.items() if status != "401" or name in ("x-request-id", "x-gateway-receipt")}
         headers |= _ADDED.get(status, {})
-        made[known.name] = answer(known.text, json_of("Error"), headers)
+        if known.alone:
+            made[known.name] = answer(known.text, json_of("Error"), headers)
         if known.relayed:
             headers["retry-after"] = "RetryAfterRelayed"
             text = f"{known.text} Or the upstream's own refusal with this status, as it came."
             made[f"{known.name}OrRelayed"] = answer(text, {**json_of("ErrorOrRelayed"), **_AS_IT_CAME}, headers)
     headers = {**_RELAYED_ANSWER, "retry-after": "RetryAfterRelayed"}
     made["RelayedRefusal"] = answer("The upstream's own refusal of the request, as it came. Never a 401, 402, 403 or 429.", _AS_IT_CAME, headers)
-    made["RelayedSuccess"] = answer("Another success of the upstream's, as it came.", _AS_IT_CAME, _RELAYED_ANSWER)
+    made["RelayedSuccess"] = answer("Another success of the upstream's, as it came.", _AS_IT_CAME, _RELAYED_SUCCESS)
     return made
 
 
 def relayed(content: Mapping[str, Any]) -> dict[str, Any]:
-    return answer("The upstream's answer, as it came.", content, _RELAYED_ANSWER) | {"links": {"receipt": reference("links", "Receipt")}}
+    return answer("The upstream's answer, as it came.", content, _RELAYED_SUCCESS) | {"links": {"receipt": reference("links", "Receipt")}}
 
 
 LINKS: Mapping[str, Any] = {
@@ -246,6 +255,17 @@ PARAMETERS: Mapping[str, Any] = {
     "model": {"description": "A model's name. A slash in it may stand as it is.", "example": "gpt-4o", "schema": {"type": "string", "minLength": 1}},
     "exchange_id": {"description": "The x-request-id of an answer.", "schema": {"type": "string", "pattern": EXCHANGE_ID}},
     "rest": {"description": "Whatever follows.", "schema": {"type": "string", "minLength": 1}},
+}
+
+SHARED_PARAMETERS: Mapping[str, Any] = {
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same request with the same key within a day gets the stored answer again, and is charged once. An answer of over 256 KB, or one"
+        " that was cut, is not kept: then 409. A call that failed and cost nothing leaves its key free.",
+        "example": "5e3f1c8a-3f0b-4e0e-9f63-0a2a6b1d7c55",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    }
 }
 
 _JSON: Mapping[str, Any] = {"application/json": {"schema": {"type": "object"}}}

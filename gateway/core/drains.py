@@ -29,8 +29,8 @@ class Drains:
         self.count += 1
         return True
 
-    def read_on(self, exchange: Exchange, chunks: Iterator[bytes], splitter: sse.Splitter, note: Callable[[bytes], None]) -> None:
-        """Read the rest of a stream and hand on its whole events, up to its terminal event. Ends, whatever happens."""
+    def read_on(self, exchange: Exchange, chunks: Iterator[bytes], splitter: sse.Splitter, note: Callable[[bytes], None]) -> bool:
+        """Read the rest of a stream and hand on its whole events, up to its terminal event; whether that came. Ends, whatever happens."""
         stop = after(self._most_s, lambda: exchange.call.cancel.fire("client_gone"))
         codec, left = CODECS[exchange.call.dialect], self._most_bytes
         try:
@@ -39,9 +39,9 @@ class Drains:
                 if events := splitter.feed(chunk):
                     note(events)
                     if codec.terminal_candidate.search(events) and any(codec.is_terminal(sse.parse(raw)) for raw in sse.split(events)):
-                        return
+                        return True
                 if left < 0 or splitter.size > self._most_bytes:
-                    return
+                    return False
             if rest := splitter.drain():
                 note(rest)
         except Exception as error:  # the call is over for its client: what came until here is booked
@@ -49,3 +49,4 @@ class Drains:
         finally:
             stop()
             self.count -= 1
+        return False

@@ -7,7 +7,6 @@ events leave in whole events only: an error event can follow at any moment, and 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import deque
@@ -19,7 +18,7 @@ from gateway.core.drains import Drains
 from gateway.core.exchange import Ending, Exchange
 from gateway.core.head import Answer, Framing, error_of
 from gateway.core.ledger import Ledger
-from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
+from gateway.core.metering import NOTHING, from_events, is_error, metered, whole, without_usage
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout, error_type
@@ -32,7 +31,6 @@ USAGE_EVENTS = 4
 LINGER_S = 1.0
 """How long an upstream may stay open after its terminal event; then its connection is closed instead of used again."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _HAS_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
@@ -94,8 +92,8 @@ class Relay:
             self._stop_lingering()
         try:
             drains = self._exchange.drains and not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS
-            if drains and self._drains.begin():
-                self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_usage)
+            if drains and self._drains.begin() and self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_unread):
+                self._keep_last(b"".join(self._parts))
         finally:
             self._abort()
 
@@ -149,6 +147,7 @@ class Relay:
         try:
             block = self._pull_or_break()
         except StopIteration:
+            self._keep_last(b"")
             self._settle_or_break(Ending.COMPLETE)
             raise
         self._delivered_bytes += len(block)
@@ -204,8 +203,7 @@ class Relay:
             self._has_ids = _HAS_ID.search(events) is not None
         if _USAGE.search(events):
             self._note_usage(events)
-        if self._answer.hides_usage and _NO_CHOICES.search(events):
-            events = b"".join(raw for raw in sse.split(events) if not _only_usage(raw))
+        events = self._shown(events)
         self._finished = self._finished or _FINISHED.search(events) is not None
         self._delivered_events += events.count(b"\ndata:") + events.startswith(b"data:")
         if self._codec.terminal_candidate.search(events):
@@ -213,6 +211,15 @@ class Relay:
         self._last = events or self._last
         self._exchange.bytes_out += len(events)
         return events
+
+    def _shown(self, events: bytes) -> bytes:
+        return without_usage(events) if self._answer.hides_usage else events
+
+    def _note_unread(self, events: bytes) -> None:
+        """Events that come while nobody is there: their usage counts, and their words are there for who asks again."""
+        self._note_usage(events)
+        if self._claim is not None:
+            self._claim.keep(self._shown(events))
 
     def _heartbeat(self) -> bytes:
         """What the client gets where the upstream is silent: nothing within an event, and nothing where the events have an id. OpenAI's
@@ -364,7 +371,7 @@ class Relay:
     def _keep_last(self, block: bytes) -> None:
         """What leaves once the settlement is committed, and so must be kept with it."""
         if self._claim is not None:
-            self._claim.keep(block)
+            self._claim.keep_last(block)
             self._claim = None
 
     def _reported(self) -> Usage | None:
@@ -381,15 +388,3 @@ class Relay:
             self._settle(ending)
         except SettleFailed as error:
             log.debug("%s", error, extra={"exchange": self._exchange.id})
-
-
-def _only_usage(raw: bytes) -> bool:
-    """Whether this event is the one that `include_usage` adds: no choices, and a usage."""
-    data = sse.parse(raw).data
-    if data is None or b'"usage"' not in data:
-        return False
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)

@@ -22,10 +22,14 @@ Committed = Callable[[int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Batched(Generic[Item, Result]):
-    """A work that shares its statements: all queued ones with the same `run` become one `run(items)`, one result each, in order."""
+    """A work that shares its statements: all queued ones with the same `run` become one `run(items)`, one result each, in order.
+
+    `first`: it runs before the others of its transaction, since it waits for rows whose holders may wait for what those lock.
+    """
 
     run: Callable[[Sequence[Item]], Sequence[Result]]
     item: Item
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Writer:
         self._committed(len(jobs), time.monotonic() - began)
 
     def _run_all(self, jobs: list[Job]) -> list[_Outcome]:
-        """Each plain work by itself, each group of Batched together, in the order in which they were first asked for."""
+        """Each plain work by itself, each group of Batched together; but for those that come first, in the order in which they were asked for."""
         outcomes: dict[int, _Outcome] = {}
         for positions in _groups(jobs):
             work = jobs[positions[0]].item.work
@@ -154,4 +158,10 @@ def _groups(jobs: list[Job]) -> list[list[int]]:
     for position, job in enumerate(jobs):
         work = job.item.work
         groups.setdefault(work.run if isinstance(work, Batched) else position, []).append(position)
-    return list(groups.values())
+    if len(groups) == 1:
+        return list(groups.values())
+    return sorted(groups.values(), key=lambda positions: not _is_first(jobs[positions[0]]))
+
+
+def _is_first(job: Job) -> bool:
+    return isinstance(job.item.work, Batched) and job.item.work.first

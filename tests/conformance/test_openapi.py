@@ -54,11 +54,12 @@ def agreeing(received: Received) -> Answer:
 
 
 HTML = (("content-type", "text/html"),)
+SANE = Json({"object": "list"})
 FAILURES: tuple[Step, ...] = (
     *(Status(status) for status in (400, 401, 404, 408, 409, 413, 422, 500, 503, 529)),
     Status(418, b"<h1>Short and stout</h1>", HTML),
     Status(400, {"detail": [{"loc": ["body"]}]}, (("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT"), ("set-cookie", "a=b"))),
-    *(CloseAt(0), ResetAt(0), GarbageStatusLine(), ShortContentLength(), ErrorEvent(), Silent(), Redirect("http://127.0.0.1:1/")),
+    *(CloseAt(0, SANE), ResetAt(0, SANE), GarbageStatusLine(), ShortContentLength(SANE), ErrorEvent(), Silent(), Redirect("http://127.0.0.1:1/")),
     *(Status(status, {"object": "list"}) for status in (201, 202)),
 )
 RESTING: tuple[Step, ...] = (Status(403), RateLimited(2), Status(402))

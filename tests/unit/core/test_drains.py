@@ -6,14 +6,18 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.backend import Reply
+from gateway.core.claim import Claim, sealed_at
 from gateway.core.drains import Drains
 from gateway.core.exchange import Attempt, Ending, Exchange
 from gateway.core.head import Answer, Framing, read_head
 from gateway.core.metering import Source
 from gateway.core.relay import Relay
 from gateway.errors import Cancelled, UpstreamInterrupted
+from gateway.secrets import Vault
 from tests.factories import SSE, Chunks, StillClient, call, exchange, reply
 from tests.unit.core.stages import DONE, STREAM, USAGE, Book, chunk
+
+VAULT = Vault({1: b"m" * 32}, 1)
 
 
 @pytest.fixture
@@ -48,6 +52,43 @@ def test_a_server_that_cannot_write_to_its_client_has_the_rest_read_on(book: Boo
     next(relay)
     relay.close()
     assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.CLIENT_GONE, Source.PROVIDER)]
+
+
+def kept_of(made: Exchange) -> bytes | None:
+    """What is stored under the Idempotency-Key of a call."""
+    assert made.claim is not None
+    completion = made.claim.ended(made.id, charged=True, good=True)
+    assert completion is not None
+    return None if completion.body is None else VAULT.open_bytes(completion.body, sealed_at(made.id))
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) -> None:
+    made, client = asked()
+    made.claim = Claim((1, "k"), "", None, VAULT)
+    made.claim.opened(made.id, "owner", 1)
+    answer = read_head(reply([chunk("a"), chunk("b"), USAGE, DONE]))
+    answer.hides_usage = hides
+    relay = Relay(answer, made, book, Drains())  # type: ignore[arg-type]
+    next(relay)
+    client.leave()
+    relay.close()
+    assert kept_of(made) == chunk("a") + chunk("b") + (b"" if hides else USAGE) + DONE
+
+
+@pytest.mark.parametrize(
+    "rest", [[UpstreamInterrupted("gone")], [chunk("b")], [b"data: " + b"x" * (2 << 20), b"\n\n", DONE]], ids=["broken", "without end", "overlong"]
+)
+def test_what_is_not_read_to_its_end_is_not(book: Book, rest: list[bytes | Exception]) -> None:
+    made, _ = asked()
+    made.claim = Claim((1, "k"), "", None, VAULT)
+    made.claim.opened(made.id, "owner", 1)
+    relay = Relay(read_head(reply([chunk("a"), *rest])), made, book, Drains())  # type: ignore[arg-type]
+    next(relay)
+    if len(rest) == 3:
+        next(relay)  # a piece of the overlong event
+    relay.close()
+    assert kept_of(made) is None
 
 
 def test_without_drain_the_upstream_is_closed_at_once_and_what_was_delivered_is_counted(book: Book) -> None:
