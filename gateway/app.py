@@ -19,16 +19,20 @@ from gateway.core.exchange import OpenExchanges
 from gateway.core.gateway import Gateway
 from gateway.core.holds import Holds
 from gateway.core.housekeeping import Housekeeping
+from gateway.core.idempotency import Idempotency
 from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
+from gateway.core.limits import CallLimits
 from gateway.core.listing import Listing
 from gateway.core.pool import MemoryCooldowns, Pool
 from gateway.core.receipts import Receipts
 from gateway.core.routing import Router
+from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
+from gateway.state.sqlite import SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
 
@@ -53,12 +57,16 @@ def create_app(settings: Settings) -> Flask:
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policy = plugins.resolve(plugins.POLICIES, settings.policy)()
     holds = Holds(database, presence.owner, settings.hold_output)
+    state = SqliteLimits(settings.run_path, presence.owner, presence.alive)
+    room = WaitingRoom(state)
+    metrics.sample(lambda: metrics.waiting.set(room.count))
+    limits = CallLimits(state, catalog, room, settings.hold_output)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
-        admission=Admission(holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
+        admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
         ledger=ledger,
         housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),
@@ -67,7 +75,7 @@ def create_app(settings: Settings) -> Flask:
         metrics=metrics,
     )
     identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
-    endpoints = Endpoints(gateway, identity, settings)
+    endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))
     web = Web(endpoints, identity, settings)
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False

@@ -10,6 +10,9 @@
     +-- NotFound 404
     |   +-- ModelNotFound 404
     +-- MethodNotAllowed 405
+    +-- IdempotencyKeyInUse 409       the call of this Idempotency-Key is still under way
+    |   +-- AnswerNotKept 409         it has ended, and its answer cannot be given again
+    +-- IdempotencyKeyReused 422      its call was another one
     +-- NotServed 501                 a known endpoint that this gateway does not serve
     +-- RateLimited 429
     +-- StoreUnavailable 503          the database did not answer
@@ -90,6 +93,20 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(GatewayError):
     status = 405
     code = "method_not_allowed"
+
+
+class IdempotencyKeyInUse(GatewayError):
+    status = 409
+    code = "idempotency_key_in_use"
+
+
+class AnswerNotKept(IdempotencyKeyInUse):
+    code = "idempotency_answer_not_kept"
+
+
+class IdempotencyKeyReused(GatewayError):
+    status = 422
+    code = "idempotency_key_reused"
 
 
 class NotServed(GatewayError):

@@ -129,6 +129,7 @@ class Metrics:
         self._attempts = self._counter("gateway_attempts_total", "Attempts at upstreams, by outcome.", "deployment", "outcome")
         self._retries_denied = self._counter("gateway_retries_denied_total", "Further attempts that the retry budget did not allow.")()
         self._heartbeats = self._counter("gateway_heartbeats_total", "Comments sent to clients while an upstream was silent.")()
+        self._replays = self._counter("gateway_replays_total", "Stored answers given once more, for an Idempotency-Key.")()
         self._refusals = self._counter("gateway_refusals_total", "Requests refused before they became a call.", "status", "code")
         self._unrecorded = self._counter("gateway_refusals_unrecorded_total", "Refused calls beyond a key's quota of rows: counted, not recorded.")()
 
@@ -144,6 +145,7 @@ class Metrics:
 
     def _states(self) -> None:
         self.open = self._gauge("gateway_open_exchanges", "Calls under way.", "livesum")
+        self.waiting = self._gauge("gateway_waiting_calls", "Calls that wait for their turn at a busy model.", "livesum")
         self._resting = self._gauge("gateway_deployments_resting", "Workers in which this deployment rests.", "livesum", "deployment", "reason")
         self._quarantined = self._gauge("gateway_credentials_quarantined", "Credentials out of use until their secret is replaced.", "livemax")
         self._database_up = self._gauge("gateway_database_up", "1 where every worker's last read of the database succeeded.", "livemin")
@@ -189,6 +191,10 @@ class Metrics:
         self._amount(deployment).add(amount_nano / _NANO)
         for flag in flags:
             self._flagged(flag).add()
+
+    def replayed(self) -> None:
+        """A stored answer was given once more."""
+        self._replays.add()
 
     def refused(self, status: int, code: str) -> None:
         """A request was refused before it became a call."""

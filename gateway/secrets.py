@@ -89,19 +89,29 @@ class Vault:
 
     def seal(self, plain: str, place: str) -> bytes:
         """The key's version, a random nonce and the sealed text."""
+        return self.seal_bytes(plain.encode(), place)
+
+    def seal_bytes(self, plain: bytes, place: str) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._ciphers[self._current].encrypt(nonce, plain.encode(), _bound(place, self._current))
+        sealed = self._ciphers[self._current].encrypt(nonce, plain, _bound(place, self._current))
         return self._current.to_bytes(_VERSION_BYTES, "big") + nonce + sealed
 
     def open(self, sealed: bytes, place: str) -> str:
         """Raises SecretsError for another place, another master key, or a changed byte."""
+        try:
+            return self.open_bytes(sealed, place).decode()
+        except ValueError as error:
+            raise SecretsError(f"the secret of {place} is not text") from error
+
+    def open_bytes(self, sealed: bytes, place: str) -> bytes:
+        """Raises SecretsError, as `open` does."""
         version = int.from_bytes(sealed[:_VERSION_BYTES], "big")
         cipher = self._ciphers.get(version)
         if cipher is None:
             raise SecretsError(f"the secret of {place} was sealed with master key {version}, which is not in master.key")
         nonce, text = sealed[_VERSION_BYTES : _VERSION_BYTES + _NONCE_BYTES], sealed[_VERSION_BYTES + _NONCE_BYTES :]
         try:
-            return cipher.decrypt(nonce, text, _bound(place, version)).decode()
+            return cipher.decrypt(nonce, text, _bound(place, version))
         except (InvalidTag, ValueError) as error:
             raise SecretsError(f"the secret of {place} does not open: another master key sealed it, or it was changed or moved") from error
 

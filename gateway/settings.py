@@ -87,6 +87,10 @@ def _networks(text: str) -> tuple[Network, ...]:
         raise ValueError("must be networks such as 10.0.0.0/8,192.168.1.0/24, each without bits behind its length") from None
 
 
+def _proxies(text: str) -> tuple[Network, ...]:
+    return () if text.lower() == "none" else _networks(text)
+
+
 def _token(text: str) -> Secret:
     if len(text) < 16:
         raise ValueError("must have at least 16 characters")
@@ -126,6 +130,7 @@ class Settings:
     total_s: float = _setting("GATEWAY_TOTAL_S", 900.0, _seconds)
     heartbeat_s: float = _setting("GATEWAY_HEARTBEAT_S", 15.0, _seconds_or_never)
     allow_networks: tuple[Network, ...] | None = _setting("GATEWAY_ALLOW_NETWORKS", None, _networks)
+    trusted_proxies: tuple[Network, ...] = _setting("GATEWAY_TRUSTED_PROXIES", _networks("127.0.0.1,::1"), _proxies)
     drain_s: int = _setting("GATEWAY_DRAIN_S", 30, _integer(1, 3600))
     log_level: str = _setting("GATEWAY_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
     metrics_token: Secret | None = _setting("GATEWAY_METRICS_TOKEN", None, _token)

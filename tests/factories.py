@@ -14,16 +14,19 @@ from typing import Any
 
 from gateway.api.body import json_body, read_body
 from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Headers, Reply, Secret, Services, Target
-from gateway.core.catalog import Deployment
+from gateway.core.catalog import Catalog, Deployment
 from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.holds import Holds
 from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
+from gateway.core.limits import CallLimits
 from gateway.core.routing import Candidate
+from gateway.core.waiting import WaitingRoom
 from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.state.sqlite import SqliteLimits
 from gateway.store import ledger
 from gateway.store.catalog import Price
 from gateway.store.database import Database
@@ -229,6 +232,12 @@ class Books:
         self.holds = Holds(database, owner, 100, clock)
         self.journal = Journal(directory / "journal", owner)
         self.ledger = Ledger(database, self.journal, seal, self.holds, self.metrics, clock)
+
+
+def call_limits(catalog: Catalog, directory: Path) -> CallLimits:
+    """Limits of one worker that lives for ever; the state is in the directory `run`."""
+    state = SqliteLimits(directory / "run", "owner", lambda owner: True)
+    return CallLimits(state, catalog, WaitingRoom(state), 100)
 
 
 def now_ms() -> int:

@@ -35,7 +35,9 @@ ENVIRONMENT_EXCEPTIONS: Mapping[str, str] = {
     "gateway/metrics.py": "asks whether PROMETHEUS_MULTIPROC_DIR is set, by which prometheus_client decides",
 }
 MONEY = ("gateway/core/ledger.py", "gateway/core/pricing.py", "gateway/store/ledger.py", "gateway/store/corrections.py")
-MONEY += ("gateway/operations/prices.py", "gateway/operations/price_book.py", "gateway/operations/rerate.py")
+MONEY += ("gateway/operations/prices.py", "gateway/operations/price_book.py", "gateway/operations/rerate.py", "gateway/operations/teams.py")
+MONEY += tuple(f"gateway/operations/{name}.py" for name in ("ledger", "bills", "bills_openai", "bills_anthropic", "discrepancies", "reconcile", "reports"))
+MONEY += ("gateway/store/served.py",)
 FLOATS_EXCUSED: Mapping[str, str] = {
     "gateway/store/ledger.py:EntryRow.at / SQL(str(DAY_MS))": "SQL, which divides whole numbers to a whole number; a day, no money",
 }

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.api.access import authorize
 from gateway.api.body import Received, read_body
-from gateway.api.replies import Answered, finished, of_error, of_relay, unexpected
+from gateway.api.replies import Answered, finished, of_error, of_kept, of_relay, unexpected
 from gateway.backend import Call, Cancellation, Headers
 from gateway.concurrency import watch_readable
-from gateway.core.exchange import Exchange
 from gateway.core.gateway import Gateway
-from gateway.core.identity import Identity, Presented, Principal
+from gateway.core.idempotency import Idempotency, Kept
+from gateway.core.identity import INFERENCE, Identity, Presented, Principal
 from gateway.errors import BadRequest, GatewayError
 from gateway.settings import Settings
 
@@ -27,7 +28,7 @@ class Endpoint:
     """A relayed endpoint of a family. `path` is relative to the family's prefix and to a deployment's base URL alike.
 
     `body` is "json", "form" (multipart), or "either". `default_model` is what the API takes where the body names none.
-    `check` refuses what this gateway does not serve and returns members to splice in.
+    `check` refuses what this gateway does not serve and returns members to splice in. `scopes`: a restricted key needs one of them.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Endpoint:
     summary: str
     default_model: str | None = None
     check: Callable[[Received], Mapping[str, Any]] | None = None
+    scopes: tuple[str, ...] = (INFERENCE,)
 
 
 class GunicornClient:
@@ -60,14 +62,16 @@ class GunicornClient:
 class Endpoints:
     """Serves every family's relayed endpoints. Keeps no state of a request."""
 
-    def __init__(self, gateway: Gateway, identity: Identity, settings: Settings) -> None:
-        self._gateway, self._identity, self._settings = gateway, identity, settings
+    def __init__(self, gateway: Gateway, identity: Identity, settings: Settings, idempotency: Idempotency) -> None:
+        self._gateway, self._identity, self._settings, self._idempotency = gateway, identity, settings, idempotency
 
     def answer(self, environ: dict[str, Any], endpoint: Endpoint) -> Answered:
         """The whole of a request; never raises for anything that a client or an upstream does."""
         began = time.monotonic()
         try:
-            return self.relay(environ, endpoint, self._identity.authenticate(presented(environ)))
+            principal = self._identity.authenticate(presented(environ))
+            answered = self.relay(environ, endpoint, authorize(principal, endpoint.scopes, environ, self._settings.trusted_proxies))
+            return answered if "gateway.exchange" in environ else finished(answered, environ, began)
         except GatewayError as error:
             told = error
         except Exception as error:
@@ -77,20 +81,25 @@ class Endpoints:
         return finished(of_error(told, environ.get("gateway.exchange"), environ["PATH_INFO"]), environ, began)
 
     def relay(self, environ: dict[str, Any], endpoint: Endpoint, principal: Principal) -> Answered:
-        """Read, handle, respond. Leaves the exchange in the environ: a failure's answer carries the receipt as well. Raises GatewayError."""
-        received = read_body(environ, endpoint.body, environ.get("CONTENT_TYPE", ""), self._settings)
-        environ["gateway.exchange"] = exchange = self._begin(environ, endpoint, received, principal)
-        environ["gateway.relay"] = relay = self._gateway.handle(exchange)
-        return of_relay(relay, exchange)
+        """Read, handle, respond. Leaves the exchange in the environ: a failure's answer carries the receipt as well. Raises GatewayError.
 
-    def _begin(self, environ: dict[str, Any], endpoint: Endpoint, received: Received, principal: Principal) -> Exchange:
+        A stored answer is given again without an exchange.
+        """
+        received = read_body(environ, endpoint.body, environ.get("CONTENT_TYPE", ""), self._settings)
         model = received.fields.model or endpoint.default_model
         if not model:
             raise BadRequest("The request names no 'model'.", param="model")
         edits = endpoint.check(received) if endpoint.check is not None else {}
-        call = make_call(environ, endpoint, received)
+        call = make_call(environ, endpoint, received).edited(**edits)
+        key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        claim = None if key is None else self._idempotency.recall(key, call, principal)
+        if isinstance(claim, Kept):
+            return of_kept(claim)
         client_id = environ.get("HTTP_X_REQUEST_ID", "")[:128] or None
-        return self._gateway.begin(call.edited(**edits), principal, GunicornClient(environ), endpoint.path, model, client_id)
+        exchange = self._gateway.begin(call, principal, GunicornClient(environ), endpoint.path, model, client_id)
+        environ["gateway.exchange"], exchange.claim = exchange, claim
+        environ["gateway.relay"] = relay = self._gateway.handle(exchange)
+        return of_relay(relay, exchange)
 
 
 def presented(environ: Mapping[str, Any]) -> Presented:

@@ -12,6 +12,7 @@ from gateway.api import PREFIXES
 from gateway.api.body import Received
 from gateway.api.endpoint import Endpoint
 from gateway.api.web import Web, policy
+from gateway.core.identity import INFERENCE, USAGE_READ
 from gateway.core.listing import Listing
 from gateway.core.receipts import Receipts
 from gateway.errors import BadRequest, ModelNotFound, NotFound, NotServed
@@ -86,11 +87,11 @@ def blueprint(web: Web, listing: Listing, receipts: Receipts) -> Blueprint:
     """The family's routes."""
     v1 = Blueprint("openai", __name__, url_prefix=PREFIXES["openai"])
 
-    def add(rule: str, name: str, view: Any, *methods: str) -> None:
-        v1.add_url_rule(rule, name, policy("key")(view), methods=methods, provide_automatic_options=False)
+    def add(rule: str, name: str, view: Any, *methods: str, scopes: tuple[str, ...] = (INFERENCE,)) -> None:
+        v1.add_url_rule(rule, name, policy("key", *scopes)(view), methods=methods, provide_automatic_options=False)
 
     for endpoint in ENDPOINTS:
-        add(endpoint.path, endpoint.path.strip("/").replace("/", "_"), _relaying(web, endpoint), "POST")
+        add(endpoint.path, endpoint.path.strip("/").replace("/", "_"), _relaying(web, endpoint), "POST", scopes=endpoint.scopes)
     for name in NOT_SERVED:
         view = partial(_not_served, name)
         if name not in ("responses", "chat/completions"):
@@ -98,9 +99,9 @@ def blueprint(web: Web, listing: Listing, receipts: Receipts) -> Blueprint:
         else:
             add(f"/{name}", f"not_served_{name.replace('/', '_')}", view, *(method for method in METHODS if method != "POST"))
         add(f"/{name}/<path:rest>", f"not_served_{name.replace('/', '_')}_object", partial(_not_served, name), *METHODS)
-    add("/models", "models", partial(_models, listing), "GET")
-    add("/models/<path:model>", "model", partial(_model, listing), "GET")
-    add("/requests/<exchange_id>", "request", partial(_request, receipts), "GET")
+    add("/models", "models", partial(_models, listing), "GET", scopes=(INFERENCE, USAGE_READ))
+    add("/models/<path:model>", "model", partial(_model, listing), "GET", scopes=(INFERENCE, USAGE_READ))
+    add("/requests/<exchange_id>", "request", partial(_request, receipts), "GET", scopes=(USAGE_READ,))
     return v1
 
 

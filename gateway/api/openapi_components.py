@@ -84,7 +84,7 @@ class Refusal:
 REFUSALS: Mapping[str, Refusal] = {
     "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True, alone=False),
     "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
-    "403": Refusal("PermissionDenied", "The key may not use the model, or the caller may not see this."),
+    "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
     "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True, alone=False),
     "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True, alone=False),
@@ -201,7 +201,7 @@ def schemas() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 500 and 503, which every key's route has."""
+    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 403, 500 and 503, which every key's route has."""
 
     summary: str
     content: Mapping[str, Any]

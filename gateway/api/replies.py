@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
@@ -15,8 +15,10 @@ from typing import Any
 
 from gateway.api.body import breaks_off, linger
 from gateway.core.exchange import Exchange, fresh_id
+from gateway.core.idempotency import Kept
 from gateway.core.relay import Relay, error_type
-from gateway.errors import GatewayError
+from gateway.errors import AnswerNotKept, GatewayError
+from gateway.state.base import REQUESTS, TOKENS, Standing
 
 log = logging.getLogger(__name__)
 Fields = list[tuple[str, str]]
@@ -65,6 +67,13 @@ def of_relay(relay: Relay, exchange: Exchange) -> Answered:
         raise
 
 
+def of_kept(kept: Kept) -> Answered:
+    """An answer given once more, under the id of the call that gave it first."""
+    headers = [(name, _sendable(value)) for name, value in kept.headers]
+    headers += [("x-request-id", kept.exchange), ("idempotent-replayed", "true"), ("content-length", str(len(kept.body)))]
+    return Answered(kept.status, headers, (kept.body,))
+
+
 def _sendable(value: str) -> str:
     """A header's value as it is. Raises ValueError: HTTP lets none through that could end a header, but a backend's author may."""
     if not _VALUE.fullmatch(value):
@@ -88,8 +97,8 @@ def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answe
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
     if error.status == 401:
         headers.append(("www-authenticate", "Bearer"))
-    if error.status in (500, 501):
-        headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx: these would fail, or be paid, again
+    if error.status in (500, 501) or isinstance(error, AnswerNotKept):
+        headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx and 409: these would fail, or be paid, again
     return Answered(error.status, headers, (body,))
 
 
@@ -109,9 +118,34 @@ def unexpected(error: Exception, exchange: Exchange | None) -> GatewayError:
 def exchange_headers(exchange: Exchange) -> Fields:
     """What every answer of an exchange carries: its id, where the time went, how it was routed, and its cost where that is known."""
     headers = [("x-request-id", exchange.id), ("server-timing", _server_timing(exchange)), ("x-gateway-receipt", _compact_receipt(exchange))]
+    if exchange.standings:
+        headers += _limit_headers(exchange.standings)
     if exchange.amount_nano is not None:
         headers.append(("x-gateway-cost-usd", f"{exchange.amount_nano // 10**9}.{exchange.amount_nano % 10**9:09d}"))
     return headers
+
+
+def _limit_headers(standings: Sequence[Standing]) -> Fields:
+    """OpenAI's `x-ratelimit-*`, of the limit that has the smallest part of it left."""
+    headers: Fields = []
+    for resource in (REQUESTS, TOKENS):
+        ours = [each for each in standings if each.resource == resource]
+        if ours:
+            binding = min(ours, key=lambda each: each.remaining / each.limit)
+            headers += [
+                (f"x-ratelimit-limit-{resource}", str(binding.limit)),
+                (f"x-ratelimit-remaining-{resource}", str(binding.remaining)),
+                (f"x-ratelimit-reset-{resource}", _period(binding.reset_s)),
+            ]
+    return headers
+
+
+def _period(seconds: float) -> str:
+    """As OpenAI writes it: "850ms", "12s", "1m30s"."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def _server_timing(exchange: Exchange) -> str:

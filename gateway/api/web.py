@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from gateway.api.access import authorize
 from gateway.api.body import breaks_off, linger
 from gateway.api.endpoint import Endpoint, Endpoints, presented
 from gateway.api.replies import Answered, common_headers, of_error, unexpected
@@ -21,11 +22,15 @@ from gateway.settings import Settings
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def policy(name: str) -> Callable[[View], View]:
-    """Declare who may use a view: "key" (an API key), "open" (anyone), "metrics" (loopback, or the metrics token). A view without one is refused."""
+def policy(name: str, *scopes: str) -> Callable[[View], View]:
+    """Declare who may use a view: "key" (an API key), "open" (anyone), "metrics" (loopback, or the metrics token). A view without one is refused.
+
+    A key that is restricted to some scopes must have one of `scopes`: where a view names none, it is refused.
+    """
 
     def mark(view: View) -> View:
         view.policy = name  # type: ignore[attr-defined]
+        view.scopes = scopes  # type: ignore[attr-defined]
         return view
 
     return mark
@@ -51,9 +56,11 @@ class Web:
             raise NotFound(f"There is no {request.method} {path} here; /openapi.json lists what is served.")
         if request.endpoint is None:
             return  # no such route: Flask answers 404
-        declared = getattr(app.view_functions[request.endpoint], "policy", None)
+        view = app.view_functions[request.endpoint]
+        declared = getattr(view, "policy", None)
         if declared == "key":
-            g.principal = self._identity.authenticate(presented(request.environ))
+            principal = self._identity.authenticate(presented(request.environ))
+            g.principal = authorize(principal, getattr(view, "scopes", ()), request.environ, self._settings.trusted_proxies)
         elif declared == "metrics":
             self._authorize_metrics()
         elif declared != "open":

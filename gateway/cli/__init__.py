@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, budgets, catalog, credentials, ledger, prices, reports, server
+from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, limits, prices, reconcile, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -29,6 +29,7 @@ for command in (
     server.serve,
     server.migrate,
     server.doctor,
+    teams.team,
     accounts.user,
     accounts.key,
     catalog.model,
@@ -37,9 +38,13 @@ for command in (
     prices.price,
     budgets.budget,
     budgets.credit,
+    limits.limit,
     ledger.ledger,
+    reconcile.reconcile,
     reports.report,
     reports.route,
     server.plugins,
 ):
     main.add_command(command)
+for command in (batches.create_batch, batches.report_batch):
+    accounts.key.add_command(command)

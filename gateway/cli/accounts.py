@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,11 +11,13 @@ import click
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import DURATION, NAMES, Parsed, parse_expiry
-from gateway.operations import keys, users
+from gateway.core.identity import SCOPES
+from gateway.operations import batches, keys, users
 from gateway.operations.keys import MintedKey, key_state
-from gateway.store.accounts import ApiKey, User
+from gateway.store.accounts import ApiKey, KeyFields, User
 
 EXPIRY = Parsed("expiry", lambda text: parse_expiry(text, now_ms()))
+Names = tuple[str, ...] | None
 OVERLAP_MS = 24 * 3_600_000
 
 
@@ -24,11 +28,12 @@ def user() -> None:
 
 @user.command("create")
 @click.argument("name")
+@click.option("--team", default="", metavar="NAME", help="The team that the user belongs to. Default: none.")
 @json_option
-def create_user(name: str, as_json: bool) -> None:
+def create_user(name: str, team: str, as_json: bool) -> None:
     """Create a user."""
     with opened() as here:
-        created = users.create_user(here.database, name, now_ms())
+        created = users.create_user(here.database, name, now_ms(), team=team)
     emit(as_json, _user_document(created), lambda: [f"user {name} created; next: gateway key create --user {name}"])
 
 
@@ -38,9 +43,22 @@ def list_users(as_json: bool) -> None:
     """List the users."""
     with opened() as here:
         found = users.list_users(here.database)
-    rows = [(item.name, moment(item.created_at), f"disabled {moment(item.disabled_at)}" if item.disabled_at else "active") for item in found]
+    rows = [
+        (item.name, item.team_name or "", moment(item.created_at), f"disabled {moment(item.disabled_at)}" if item.disabled_at else "active") for item in found
+    ]
     empty = ["No users yet. Create one: gateway user create NAME"]
-    emit(as_json, [_user_document(item) for item in found], lambda: table(("NAME", "CREATED", "STATE"), rows) if rows else empty)
+    emit(as_json, [_user_document(item) for item in found], lambda: table(("NAME", "TEAM", "CREATED", "STATE"), rows) if rows else empty)
+
+
+@user.command("set")
+@click.argument("name")
+@click.option("--team", required=True, metavar="NAME", help="The team that the user belongs to from now on; '' for none.")
+@json_option
+def set_user(name: str, team: str, as_json: bool) -> None:
+    """Put a user into a team, or out of every team. What was booked stays booked as it was."""
+    with opened() as here:
+        changed = users.set_user_team(here.database, name, team)
+    emit(as_json, _user_document(changed), lambda: [f"user {name} belongs to team {team} now" if team else f"user {name} belongs to no team now"])
 
 
 @user.command("disable")
@@ -64,7 +82,7 @@ def enable_user(name: str, as_json: bool) -> None:
 
 
 def _user_document(item: User) -> dict[str, Any]:
-    return {"id": item.id, "name": item.name, "created_at": item.created_at, "disabled_at": item.disabled_at}
+    return {"id": item.id, "name": item.name, "team": item.team_name, "created_at": item.created_at, "disabled_at": item.disabled_at}
 
 
 @click.group()
@@ -75,32 +93,67 @@ def key() -> None:
     """
 
 
+def restrictions(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that restrict a key: the command is given `fields`, those that were typed."""
+
+    @click.option("--models", type=NAMES, metavar="a,b*", help="Models it may use, by name or glob; '' for all.")
+    @click.option("--deny", "denied_models", type=NAMES, metavar="a,b*", help="Those of them that it may not use; '' for none.")
+    @click.option("--scopes", type=NAMES, metavar=",".join(SCOPES), help="What it may be used for; '' for everything.")
+    @click.option("--from", "networks", type=NAMES, metavar="10.0.0.0/8,...", help="Networks it may be used from; '' for anywhere.")
+    @functools.wraps(command)
+    def taking(models: Names, denied_models: Names, scopes: Names, networks: Names, **others: Any) -> None:
+        fields: KeyFields = {}
+        if models is not None:
+            fields["models"] = models
+        if denied_models is not None:
+            fields["denied_models"] = denied_models
+        if scopes is not None:
+            fields["scopes"] = scopes
+        if networks is not None:
+            fields["networks"] = networks
+        command(fields=fields, **others)
+
+    return taking
+
+
 @key.command("create")
 @click.option("--user", "user_name", required=True, metavar="NAME", help="Whose key it is.")
 @click.option("--label", default="", help="What it is for, such as laptop.")
-@click.option("--models", type=NAMES, default="", metavar="a,b*", help="Models it may use, by name or glob. Default: all.")
 @click.option("--expires", type=EXPIRY, metavar="30d|2026-12-31", help="When it ends. A date ends as the day begins, UTC. Default: never.")
+@restrictions
 @json_option
-def create_key(user_name: str, label: str, models: tuple[str, ...], expires: int | None, as_json: bool) -> None:
+def create_key(user_name: str, label: str, expires: int | None, fields: KeyFields, as_json: bool) -> None:
     """Create a key. Its secret is shown once, now."""
     with opened() as here:
-        minted = keys.create_key(here.database, here.secrets().hasher, user_name, now_ms(), label=label, models=models, expires_at=expires)
+        minted = keys.create_key(here.database, here.secrets().hasher, user_name, now_ms(), label=label, expires_at=expires, **fields)
     emit(as_json, _minted_document(minted), lambda: _minted_lines(minted))
+
+
+@key.command("set")
+@click.argument("reference", metavar="KEY")
+@restrictions
+@json_option
+def set_key(reference: str, fields: KeyFields, as_json: bool) -> None:
+    """Change what a key may be used for, and from where. What is not named stays."""
+    if not fields:
+        raise click.UsageError("name what to change: --models, --deny, --scopes or --from")
+    with opened() as here:
+        changed = keys.set_key(here.database, reference, now_ms(), **fields)
+    emit(as_json, key_document(changed, now_ms()), lambda: [f"key {changed.id} ({shown(changed)}) of {changed.user_name} is {permitted(changed)} now"])
 
 
 @key.command("list")
 @click.option("--user", "user_name", metavar="NAME", help="Only this user's.")
+@click.option("--batch", metavar="NAME", help="Only those of `gateway key bulk` under this name.")
 @json_option
-def list_keys(user_name: str | None, as_json: bool) -> None:
+def list_keys(user_name: str | None, batch: str | None, as_json: bool) -> None:
     """List the keys, without their secrets."""
     at = now_ms()
     with opened() as here:
-        found = keys.list_keys(here.database, user_name)
-    rows = [
-        (item.id, item.user_name, item.label, shown(item), ",".join(item.models) or "all", moment(item.expires_at, "never"), _state(item, at)) for item in found
-    ]
-    empty = ["No keys yet. Create one: gateway key create --user NAME --label LABEL"]
-    headings = ("ID", "USER", "LABEL", "KEY", "MODELS", "EXPIRES", "STATE")
+        found = keys.list_keys(here.database, user_name, batch)
+    rows = [(item.id, item.user_name, item.label, shown(item), *_restrictions(item), moment(item.expires_at, "never"), _state(item, at)) for item in found]
+    empty = ["No keys yet. Create one: gateway key create --user NAME --label LABEL" if user_name is None and batch is None else "No such keys."]
+    headings = ("ID", "USER", "LABEL", "KEY", "MODELS", "SCOPES", "FROM", "EXPIRES", "STATE")
     emit(as_json, [key_document(item, at) for item in found], lambda: table(headings, rows) if rows else empty)
 
 
@@ -110,7 +163,7 @@ def list_keys(user_name: str | None, as_json: bool) -> None:
 @click.option("--expires", type=EXPIRY, metavar="30d|2026-12-31", help="When the new key ends. Default: when the old one would have.")
 @json_option
 def rotate_key(reference: str, overlap: int, expires: int | None, as_json: bool) -> None:
-    """Make a new key with the same user, label and models; the old one ends after the overlap."""
+    """Make a new key with the same user, label and restrictions; the old one ends after the overlap."""
     with opened() as here:
         rotated = keys.rotate_key(here.database, here.secrets().hasher, reference, now_ms(), overlap_ms=overlap, expires_at=expires)
     old = f"The old key, {rotated.old.id}, works until {moment(rotated.old.expires_at)}."
@@ -119,12 +172,20 @@ def rotate_key(reference: str, overlap: int, expires: int | None, as_json: bool)
 
 
 @key.command("revoke")
-@click.argument("reference", metavar="KEY")
+@click.argument("reference", metavar="[KEY]", required=False)
+@click.option("--batch", metavar="NAME", help="All keys of this batch.")
 @json_option
-def revoke_key(reference: str, as_json: bool) -> None:
-    """Refuse a key from now on, for good."""
+def revoke_key(reference: str | None, batch: str | None, as_json: bool) -> None:
+    """Refuse a key, or those of a batch, from now on, for good."""
+    if (reference is None) == (batch is None):
+        raise click.UsageError("name a key, or a --batch")
+    if batch is not None:
+        with opened() as here:
+            count = batches.revoke_batch(here.database, batch, now_ms())
+        emit(as_json, {"batch": batch, "revoked": count}, lambda: [f"{count} keys of batch {batch} revoked"])
+        return
     with opened() as here:
-        revoked = keys.revoke_key(here.database, reference, now_ms())
+        revoked = keys.revoke_key(here.database, reference or "", now_ms())
     line = f"key {revoked.id} ({shown(revoked)}) of {revoked.user_name} revoked"
     emit(as_json, key_document(revoked, now_ms()), lambda: [line])
 
@@ -132,6 +193,21 @@ def revoke_key(reference: str, as_json: bool) -> None:
 def shown(item: ApiKey) -> str:
     """Enough of a key to recognise it by."""
     return f"{item.prefix}…{item.suffix}"
+
+
+def _restrictions(item: ApiKey) -> tuple[str, str, str]:
+    """Which models, for what, from where."""
+    models = ",".join(item.models) or "all"
+    models += f" but {','.join(item.denied_models)}" if item.denied_models else ""
+    return models, ",".join(item.scopes or ()) or "all", ",".join(item.networks) or "anywhere"
+
+
+def permitted(item: ApiKey) -> str:
+    """What a key is for, in words."""
+    models, scopes, networks = _restrictions(item)
+    of_models = f"for {models}" if item.models or item.denied_models else "for every model"
+    for_what = f", restricted to {scopes}" if item.scopes is not None else ""
+    return of_models + for_what + (f", from {networks} only" if item.networks else "")
 
 
 def _state(item: ApiKey, at: int) -> str:
@@ -147,6 +223,10 @@ def key_document(item: ApiKey, at: int) -> dict[str, Any]:
         "prefix": item.prefix,
         "suffix": item.suffix,
         "models": list(item.models),
+        "denied_models": list(item.denied_models),
+        "scopes": None if item.scopes is None else list(item.scopes),
+        "networks": list(item.networks),
+        "batch": item.batch,
         "created_at": item.created_at,
         "expires_at": item.expires_at,
         "revoked_at": item.revoked_at,
@@ -161,9 +241,8 @@ def _minted_document(minted: MintedKey) -> dict[str, Any]:
 
 def _minted_lines(minted: MintedKey) -> list[str]:
     item = minted.key
-    models = ", ".join(item.models) or "every model"
     return [
-        f"Key {item.id} of {item.user_name}, for {models}, expires {moment(item.expires_at, 'never')}. It is shown only this once:",
+        f"Key {item.id} of {item.user_name}, {permitted(item)}, expires {moment(item.expires_at, 'never')}. It is shown only this once:",
         "",
         f"    {minted.secret.reveal()}",
         "",

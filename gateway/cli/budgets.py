@@ -1,7 +1,9 @@
-"""`gateway budget`."""
+"""`gateway budget` and `gateway credit`."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,37 +19,43 @@ from gateway.operations.prices import nano_usd, usd
 AMOUNT = Parsed("USD", nano_usd)
 
 
+def of_subject(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say whose: the command is given a Subject in their place."""
+
+    @click.option("--key", "key", metavar="KEY", help="A key's.")
+    @click.option("--user", "user", metavar="NAME", help="A user's: all keys together.")
+    @click.option("--team", "team", metavar="NAME", help="A team's: all users together.")
+    @click.option("--global", "everybody", is_flag=True, help="Everybody's together.")
+    @functools.wraps(command)
+    def taking(key: str | None, user: str | None, team: str | None, everybody: bool, **others: Any) -> None:
+        named = (("key", key), ("user", user), ("team", team), ("global", "" if everybody else None))
+        subjects = [Subject(kind, reference) for kind, reference in named if reference is not None]
+        if len(subjects) != 1:
+            raise click.UsageError("name one of --key, --user, --team and --global")
+        command(subjects[0], **others)
+
+    return taking
+
+
 @click.group()
 def budget() -> None:
-    """Budgets: what a key, a user or everybody may spend. They are never overrun: a call that may cost too much is refused before it is sent."""
+    """Budgets: what a key, a user, a team or everybody may spend. They are never overrun: a call that may cost too much is refused before it is sent."""
 
 
 @budget.command("set")
-@click.option("--key", "key", metavar="KEY", help="Of one key.")
-@click.option("--user", "user", metavar="NAME", help="Of a user: all keys together.")
-@click.option("--global", "everybody", is_flag=True, help="Of everybody together.")
+@of_subject
 @click.option("--period", type=click.Choice(("day", "month", "total")), required=True, help="When it begins anew; a total never does.")
 @click.option("--limit", type=AMOUNT, required=True, metavar="USD", help="Such as 20 or 0.50. 0 leaves no room but for what costs nothing.")
 @click.option("--timezone", metavar="ZONE", help="Where its days and months begin, such as Europe/Berlin. Default: as it is, or UTC.")
 @click.option("--soft", is_flag=True, help="Count, and refuse nothing.")
 @json_option
-def set_budget(key: str | None, user: str | None, everybody: bool, period: str, limit: int, timezone: str | None, soft: bool, as_json: bool) -> None:
+def set_budget(subject: Subject, period: str, limit: int, timezone: str | None, soft: bool, as_json: bool) -> None:
     """Begin a budget, or change it. It counts from now on."""
-    subject = _subject(key, user, everybody)
     with opened() as here:
         made = budgets.set_budget(here.database, subject, period, limit, now_ms(), timezone=timezone, soft=soft)
         listed = next(each for each in budgets.list_budgets(here.database, now_ms()) if each.budget.id == made.id)
     line = f"budget {made.id}: {usd(made.limit_nano)} USD a {period}" if period != "total" else f"budget {made.id}: {usd(made.limit_nano)} USD in total"
     emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}, time zone {made.timezone}{', soft' if soft else ''}"])
-
-
-def _subject(key: str | None, user: str | None, everybody: bool) -> Subject:
-    subjects = [Subject("key", key)] if key is not None else []
-    subjects += [Subject("user", user)] if user is not None else []
-    subjects += [Subject("global")] if everybody else []
-    if len(subjects) != 1:
-        raise click.UsageError("name one of --key, --user and --global")
-    return subjects[0]
 
 
 @click.group()
@@ -56,15 +64,13 @@ def credit() -> None:
 
 
 @credit.command("add")
-@click.option("--key", "key", metavar="KEY", help="To one key.")
-@click.option("--user", "user", metavar="NAME", help="To a user.")
-@click.option("--global", "everybody", is_flag=True, help="To everybody together.")
+@of_subject
 @click.option("--amount", type=AMOUNT, required=True, metavar="USD", help="Such as 5 or 0.50.")
 @click.option("--note", default="", help="Why, such as 'invoice 17'.")
 @json_option
-def add_credit(key: str | None, user: str | None, everybody: bool, amount: int, note: str, as_json: bool) -> None:
+def add_credit(subject: Subject, amount: int, note: str, as_json: bool) -> None:
     """Make room in an account's budget of the period "total"."""
-    subject, at = _subject(key, user, everybody), now_ms()
+    at = now_ms()
     with opened() as here:
         entry = budgets.add_credit(here.database, subject, amount, note, at, new_id(at), here.secrets().hasher.hash)
     emit(as_json, {"id": entry.exchange, "amount_nano_usd": amount, "note": note, "at": at}, lambda: [f"credit of {usd(amount)} USD booked ({entry.exchange})"])

@@ -12,11 +12,14 @@ from gateway.backend import Secret
 from gateway.cli.credentials import read_secret
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, remark, table
-from gateway.cli.values import ASSIGNMENT
+from gateway.cli.values import ASSIGNMENT, DURATION
 from gateway.operations import catalog
 from gateway.operations.catalog import PlacedDeployment, Wishes
+from gateway.store.catalog import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+SECONDS = click.FloatRange(min=0)
+NUMBER = click.IntRange(min=0)
 
 
 @click.group()
@@ -31,8 +34,11 @@ def create_model(name: str, as_json: bool) -> None:
     """Create a model. NAME may be a glob such as 'gpt-*', which passes the asked name on."""
     with opened() as here:
         created = catalog.create_model(here.database, name, now_ms())
-    document = {"id": created.id, "name": created.name, "created_at": created.created_at, "deployments": []}
-    emit(as_json, document, lambda: [f"model {name} created; next: gateway deployment create NAME --model '{name}' --backend BACKEND"])
+    emit(
+        as_json,
+        {**_model_document(created), "deployments": []},
+        lambda: [f"model {name} created; next: gateway deployment create NAME --model '{name}' --backend BACKEND"],
+    )
 
 
 @model.command("list")
@@ -42,21 +48,46 @@ def list_models(as_json: bool) -> None:
     with opened() as here:
         found = catalog.list_models(here.database)
     rows = [(item.model.name, ", ".join(item.deployments) or "none", moment(item.model.created_at)) for item in found]
-    document = [{"id": item.model.id, "name": item.model.name, "created_at": item.model.created_at, "deployments": list(item.deployments)} for item in found]
+    document = [{**_model_document(item.model), "deployments": list(item.deployments)} for item in found]
     empty = ["No models yet. Create one: gateway model create NAME"]
     emit(as_json, document, lambda: table(("NAME", "DEPLOYMENTS", "CREATED"), rows) if rows else empty)
 
 
 @model.command("set")
 @click.argument("name")
-@click.option("--max-output", type=int, required=True, metavar="N", help="Tokens for which a call is held that names no limit. 0: the setting's default.")
+@click.option("--max-output", type=NUMBER, metavar="N", help="Tokens that are held for a call that names no limit. 0: the setting's default.")
+@click.option("--rpm", type=NUMBER, metavar="N", help="Requests a minute, of everybody together. 0: unlimited.")
+@click.option("--tpm", type=NUMBER, metavar="N", help="Tokens a minute. 0: unlimited.")
+@click.option("--concurrency", type=NUMBER, metavar="N", help="Calls at once. 0: unlimited.")
+@click.option("--queue", "queue_size", type=NUMBER, metavar="N", help="Calls that may wait for these limits, keys taking turns. 0: none.")
+@click.option("--queue-for", "queue_s", type=DURATION, metavar="30s", help="How long they may wait. Default: 30s.")
+@click.option("--on-client-gone", type=click.Choice(catalog.ENDINGS_OF_THE_GONE), help="Stop the upstream (the default), or read on to its usage.")
 @json_option
-def set_model(name: str, max_output: int, as_json: bool) -> None:
-    """Say how long answers of a model may be: what budgets hold for a call follows it."""
+def set_model(name: str, as_json: bool, queue_s: int | None, on_client_gone: str | None, **numbers: int | None) -> None:
+    """Change what is named of a model, and nothing else."""
+    wishes: dict[str, Any] = {field: number or None for field, number in numbers.items() if number is not None}
+    wishes |= {} if queue_s is None else {"queue_s": queue_s / 1000 or None}
+    wishes |= {} if on_client_gone is None else {"on_client_gone": on_client_gone}
+    if not wishes:
+        raise click.UsageError("name what is to change")
     with opened() as here:
-        changed = catalog.set_model(here.database, name, max_output=max_output or None)
-    said = f"{changed.max_output} tokens" if changed.max_output else "the default's tokens"
-    emit(as_json, {"id": changed.id, "name": changed.name, "max_output": changed.max_output}, lambda: [f"model {name}: a budget holds {said} of output"])
+        changed = catalog.set_model(here.database, name, **wishes)
+    emit(as_json, _model_document(changed), lambda: [f"model {name} changed"])
+
+
+def _model_document(item: Model) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "name": item.name,
+        "created_at": item.created_at,
+        "max_output": item.max_output,
+        "rpm": item.rpm,
+        "tpm": item.tpm,
+        "concurrency": item.concurrency,
+        "queue": item.queue_size,
+        "queue_s": item.queue_s,
+        "on_client_gone": item.on_client_gone,
+    }
 
 
 @model.command("delete")
@@ -74,7 +105,6 @@ def deployment() -> None:
     """Deployments: where a model is served, and in which order they are tried."""
 
 
-SECONDS = click.FloatRange(min=0)
 _WISHES = (
     click.option("--base-url", metavar="URL", help="Where the upstream is. '': the backend's own default."),
     click.option("--upstream-model", metavar="NAME", help="What the upstream calls the model. '': the name that is asked for."),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from gateway.cli.edge import FAILED
-from gateway.cli.opened import opened
-from gateway.cli.printing import emit, json_option, table
+from gateway.cli.export import format_option, output_option, write_rows
+from gateway.cli.opened import now_ms, opened
+from gateway.cli.printing import emit, json_option, remark, table
+from gateway.cli.values import MOMENT, MONTH, period
 from gateway.operations import ledger as books
 
 
 @click.group()
 def ledger() -> None:
-    """The ledger: check it, and put its counters right."""
+    """The ledger: check it, put its counters right, hand it to an auditor."""
 
 
 @ledger.command("verify")
@@ -45,3 +49,20 @@ def rebuild(as_json: bool) -> None:
     with opened() as here:
         changed = books.rebuild(here.settings.database)
     emit(as_json, {"changed": changed}, lambda: [f"{changed} budget windows put right" if changed else "every counter was right"])
+
+
+@ledger.command("export")
+@click.option("--month", type=MONTH, metavar="2026-11", help="A month. Default: this one.")
+@click.option("--since", type=MOMENT, metavar="TIME", help="From when on, such as 2026-11-01.")
+@click.option("--until", type=MOMENT, metavar="TIME", help="Up to when, that moment not included. Default: now.")
+@format_option("csv")
+@output_option
+def export(month: tuple[int, int] | None, since: int | None, until: int | None, form: str, output: Path | None) -> None:
+    """Write every entry of a period with every column, in the order of time (UTC). Amounts are exact: USD as decimal text, and whole nano-USD.
+
+    A call is booked when it ends, under the time of its beginning: export a period once its last calls are over.
+    """
+    begin, end = period(month, since, until, now_ms())
+    with opened() as here:
+        count = write_rows(books.export(here.database, begin, end), books.COLUMNS, form, output)
+    remark(f"{count} entries" + (f" in {output}" if output is not None else ""))

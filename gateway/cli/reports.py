@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gateway.cli.accounts import shown
 from gateway.cli.edge import FAILED, NOT_FOUND
+from gateway.cli.export import format_option, output_option, write_rows
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
-from gateway.cli.values import MOMENT, MONTH, NAMES, parse_month
+from gateway.cli.values import MOMENT, MONTH, NAMES, period
 from gateway.core.routing import Candidate
 from gateway.dialects.events import BUCKETS
 from gateway.operations import reports, routes
@@ -30,34 +31,34 @@ OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 @click.option("--month", type=MONTH, metavar="2026-11", help="A month. Default: this one.")
 @click.option("--since", type=MOMENT, metavar="TIME", help="From when on, such as 2026-11-01.")
 @click.option("--until", type=MOMENT, metavar="TIME", help="Up to when, that moment not included. Default: now.")
+@format_option()
+@output_option
 @json_option
-def report(by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, as_json: bool) -> None:
+def report(
+    by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, form: str | None, output: Path | None, as_json: bool
+) -> None:
     """What was used and what it cost, from the ledger. Times are UTC."""
-    begin, end = _period(month, since, until)
+    if form is not None and as_json:
+        raise click.UsageError("give --json or --format")
+    if output is not None and form is None:
+        raise click.UsageError("--output needs --format")
+    begin, end = period(month, since, until, now_ms())
     by = tuple(dict.fromkeys(by))
     with opened() as here:
         lines = reports.report(here.database, begin, end, by)
+    if form is not None:
+        write_rows(reports.rows(by, lines), reports.columns(by), form, output)
+        return
     document = {"since": begin, "until": end, "by": list(by), "lines": [_line_document(line) for line in lines], "total": _line_document(_sum(lines))}
-    period = f"{moment(begin)} to {moment(end)}"
-    emit(as_json, document, lambda: _report_lines(by, lines, period) if lines else [f"Nothing was booked from {period}."])
+    named = f"{moment(begin)} to {moment(end)}"
+    emit(as_json, document, lambda: _report_lines(by, lines, named) if lines else [f"Nothing was booked from {named}."])
 
 
-def _period(month: tuple[int, int] | None, since: int | None, until: int | None) -> tuple[int, int]:
-    if month is not None and (since is not None or until is not None):
-        raise click.UsageError("give --month, or --since and --until")
-    if month is not None:
-        return month
-    if since is None and until is not None:
-        raise click.UsageError("--until needs --since")
-    this_month = parse_month(datetime.now(UTC).strftime("%Y-%m"))
-    return (this_month[0] if since is None else since), (now_ms() + 1 if until is None else until)
-
-
-def _report_lines(by: Sequence[str], lines: Sequence[Line], period: str) -> list[str]:
+def _report_lines(by: Sequence[str], lines: Sequence[Line], named: str) -> list[str]:
     numbers = ("CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD")
     total = ("total", *("" for _ in by[1:]), *_numbers(_sum(lines)))
     rows = [*((*line.names.values(), *_numbers(line)) for line in lines), total]
-    return [f"Booked from {period}:", "", *table((*(name.upper() for name in by), *numbers), rows, right=numbers)]
+    return [f"Booked from {named}:", "", *table((*(name.upper() for name in by), *numbers), rows, right=numbers)]
 
 
 def _numbers(line: Line) -> tuple[object, ...]:

@@ -53,6 +53,18 @@ def parse_month(text: str) -> tuple[int, int]:
     return _milliseconds(datetime(year, month, 1, tzinfo=UTC)), _milliseconds(following)
 
 
+def period(month: tuple[int, int] | None, since: int | None, until: int | None, now: int) -> tuple[int, int]:
+    """What --month, --since and --until ask for: this month where nothing is given. Raises click.UsageError."""
+    if month is not None and (since is not None or until is not None):
+        raise click.UsageError("give --month, or --since and --until")
+    if month is not None:
+        return month
+    if since is None and until is not None:
+        raise click.UsageError("--until needs --since")
+    this_month = parse_month(datetime.fromtimestamp(now // 1000, UTC).strftime("%Y-%m"))
+    return (this_month[0] if since is None else since), (now + 1 if until is None else until)
+
+
 def parse_expiry(text: str, now: int) -> int:
     """A duration from now, or a point in time; Unix milliseconds. Raises ValueError."""
     if _DURATION.match(text):

@@ -1,4 +1,4 @@
-"""Admission: whether a call may begin, and at which prices. A call without a budget on its path takes no hold, and pays nothing for the feature."""
+"""Admission: whether a call may begin, and at which prices. A call without a limit or a budget on its path pays nothing for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange, Reservation
 from gateway.core.holds import Holds
+from gateway.core.limits import CallLimits
 from gateway.core.routing import Candidate
 from gateway.errors import Draining, StoreUnavailable
 
@@ -17,8 +18,9 @@ class Admission:
     `stuck`: whether neither the database nor the journal can be written, as when the disk is full.
     """
 
-    def __init__(self, holds: Holds, catalog: Catalog, serves_without_database: bool, stuck: Callable[[], bool] = lambda: False) -> None:
-        self._holds, self._catalog, self._serves_without_database, self._stuck = holds, catalog, serves_without_database, stuck
+    def __init__(self, limits: CallLimits, holds: Holds, catalog: Catalog, serves_without_database: bool, stuck: Callable[[], bool] = lambda: False) -> None:
+        self._limits, self._holds, self._catalog = limits, holds, catalog
+        self._serves_without_database, self._stuck = serves_without_database, stuck
         self.draining = self._stopped = False
 
     def drain(self) -> None:
@@ -28,15 +30,21 @@ class Admission:
         self.draining = self._stopped = True
 
     def admit(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Reservation:
-        """Raises Draining, BudgetExceeded, StoreUnavailable. A refused call consumes nothing."""
+        """Limits first, as they may have the call wait. Raises Draining, RateLimited, BudgetExceeded, IdempotencyKeyInUse, StoreUnavailable, Cancelled.
+
+        A refused call consumes nothing: what it took of its limits before a budget refused it, its exchange gives back.
+        """
         if self._stopped:
             raise draining()
         if not self._catalog.reachable and not self._serves_without_database:
             raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=2.0)
         if self._stuck():
             raise StoreUnavailable("The gateway cannot write its ledger, so the call could not be booked. Try again.", retry_after_s=2.0)
+        self._limits.admit(exchange)
         prices = {candidate.deployment.name: candidate.price for candidate in candidates}
-        held = bool(exchange.principal.budgets) and self._holds.reserve(exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked))
+        held = bool(exchange.principal.budgets or exchange.claim) and self._holds.reserve(
+            exchange, candidates, self._catalog.snapshot.max_output(exchange.model_asked)
+        )
         return Reservation(prices, held)
 
 

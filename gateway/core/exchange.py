@@ -5,14 +5,16 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.backend import Call
+from gateway.core.claim import Claim
 from gateway.core.identity import Principal
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError
+from gateway.state.base import Standing
 from gateway.store.catalog import Price
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -39,7 +41,7 @@ class Client(Protocol):
 
 
 class Held(Protocol):
-    """What an attempt holds; `close` gives it back, and is idempotent."""
+    """What a call or an attempt holds; `close` gives it back, and is idempotent."""
 
     def close(self) -> None: ...
 
@@ -74,6 +76,14 @@ def new_id(now_ms: int) -> str:
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
+def began_ms(id: str) -> int:
+    """When this id was made."""
+    number = 0
+    for sign in id[:10]:
+        number = 32 * number + max(_CROCKFORD.find(sign), 0)
+    return number
+
+
 def fresh_id() -> str:
     """An id for what never became an exchange."""
     return new_id(time.time_ns() // 1_000_000)
@@ -81,7 +91,10 @@ def fresh_id() -> str:
 
 @dataclass(slots=True)
 class Exchange:
-    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic."""
+    """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
+
+    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused.
+    """
 
     id: str
     at: int
@@ -98,6 +111,9 @@ class Exchange:
     excluded: dict[str, str] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     reservation: Reservation | None = None
+    taken: Held | None = None
+    standings: Sequence[Standing] = ()
+    claim: Claim | None = None
     lease: Held | None = None
     first_byte: float | None = None
     status: int | None = None
@@ -120,6 +136,8 @@ class Exchange:
         self.client.disarm()
         if self.lease is not None:
             self.lease.close()
+        if self.taken is not None:
+            self.taken.close()
         if self.released is not None:
             self.released()
             self.released = None

@@ -12,16 +12,18 @@ from zoneinfo import ZoneInfo
 
 from gateway.backend import Call
 from gateway.core import periods
+from gateway.core.claim import Claim
 from gateway.core.exchange import Exchange
 from gateway.core.metering import BINARY, BYTES_PER_TOKEN
 from gateway.core.routing import Candidate
 from gateway.dialects import CHAT_CODECS
-from gateway.errors import BudgetExceeded, GatewayError, StoreUnavailable
-from gateway.store import holds
+from gateway.errors import BudgetExceeded, GatewayError, IdempotencyKeyInUse, StoreUnavailable
+from gateway.store import holds, idempotency
 from gateway.store.budgets import Budget
 from gateway.store.catalog import Price, Tier
 from gateway.store.database import Batched, Conflict, Database
 from gateway.store.holds import OpenHold, Period, Refused, Wanted
+from gateway.store.idempotency import Opening, Taken
 
 log = logging.getLogger(__name__)
 GRACE_S = 60
@@ -30,6 +32,7 @@ MOST_NANO = 10**16
 """More than any budget can have; a client may write any number as its `max_tokens`, and a soft budget takes it."""
 BINARY_TOKENS = 2_000
 """For each picture or sound within a request, whose bytes tell nothing of its tokens."""
+_UNKNOWN = "The budget could not be looked up: the database did not answer. Try again."
 _INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
 _OUTPUT = ("output_text", "reasoning", "audio_out")
 _WHOSE: Mapping[str, str] = {"key": "The key's", "user": "The user's", "team": "The team's", "global": "The gateway's"}
@@ -45,21 +48,29 @@ class Holds:
         self._maybe: dict[str, Wanted] = {}
 
     def reserve(self, exchange: Exchange, candidates: Sequence[Candidate], max_output: int | None) -> bool:
-        """Hold the dearest that the call may cost in every budget on its path; False where there is none.
+        """Hold the dearest that the call may cost in every budget on its path; False where there is none. With it goes the claim of its key.
 
-        Raises BudgetExceeded, and StoreUnavailable where the database does not say whether there is room.
+        Raises BudgetExceeded, IdempotencyKeyInUse, and StoreUnavailable where the database does not say whether there is room.
         """
-        budgets = exchange.principal.budgets
+        budgets, claim = exchange.principal.budgets, exchange.claim
         if not budgets:
+            if claim is not None:
+                self._claim(exchange, claim, _lease_s(candidates), None)
             return False
         wanted = self._wanted(exchange, candidates, max_output)
         self._deadlines[wanted.id] = self._clock() + wanted.lease_s
         try:
-            refused = self._database.write(Batched(holds.reserve, wanted))
+            if claim is None:
+                refused = self._database.write(Batched(holds.reserve, wanted))
+            else:
+                refused = self._claim(exchange, claim, wanted.lease_s, wanted)
+        except IdempotencyKeyInUse:
+            self._deadlines.pop(wanted.id, None)
+            raise
         except (StoreUnavailable, Conflict) as error:  # it may have been committed all the same
             self._deadlines.pop(wanted.id, None)
             self._maybe[wanted.id] = wanted
-            raise StoreUnavailable("The budget could not be looked up: the database did not answer. Try again.", retry_after_s=2.0) from error
+            raise StoreUnavailable(_UNKNOWN, retry_after_s=2.0) from error
         except BaseException:
             self._deadlines.pop(wanted.id, None)
             self._maybe[wanted.id] = wanted
@@ -68,6 +79,16 @@ class Holds:
             self._deadlines.pop(wanted.id, None)
             raise _exceeded(refused, next(budget for budget in budgets if budget.id == refused.budget_id), wanted.amount)
         return True
+
+    def _claim(self, exchange: Exchange, claim: Claim, lease_s: int, wanted: Wanted | None) -> Refused | None:
+        """Both or neither. Raises IdempotencyKeyInUse where another call was quicker."""
+        outcome = self._database.write(Batched(idempotency.begin, Opening(claim.opened(exchange.id, self._owner, lease_s), wanted)))
+        if outcome is None:
+            return None
+        claim.refused()
+        if isinstance(outcome, Taken):
+            raise IdempotencyKeyInUse("Another call came with this Idempotency-Key at the same time. Ask again for its answer.", retry_after_s=1.0)
+        return outcome
 
     def closed(self, exchange_id: str) -> None:
         """The call is booked."""
@@ -94,11 +115,10 @@ class Holds:
         principal = exchange.principal
         amount = max((self._upper_bound(exchange.call, candidate.price, max_output) for candidate in candidates), default=0)
         amount = min(max(0, -(-amount * (1_000_000 + principal.markup_ppm) // 1_000_000)), MOST_NANO)
-        total_s = max((candidate.deployment.deadlines.total_s for candidate in candidates), default=0.0)
         return Wanted(
             id=exchange.id,
             owner=self._owner,
-            lease_s=math.ceil(total_s) + GRACE_S,
+            lease_s=_lease_s(candidates),
             api_key=principal.key_id,
             user=principal.user_id,
             team=principal.team_id,
@@ -117,17 +137,23 @@ class Holds:
         rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
         rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
         choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1
-        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * self._output_bound(call, max_output) * rate_out
+        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * output_bound(call, max_output, self._default_output) * rate_out
         return -(-pico // 1000) + price.per_call_nano
 
-    def _output_bound(self, call: Call, max_output: int | None) -> int:
-        fields = call.fields
-        named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
-        if named:
-            return min([*named[:1], *([max_output] if max_output is not None else [])])
-        if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
-            return 0
-        return max_output if max_output is not None else self._default_output
+
+def output_bound(call: Call, max_output: int | None, default: int) -> int:
+    """Tokens that the answer may have, for each of its choices: what the call says, at most what the model may; else the model's, else the default."""
+    fields = call.fields
+    named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
+    if named:
+        return min([*named[:1], *([max_output] if max_output is not None else [])])
+    if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
+        return 0
+    return max_output if max_output is not None else default
+
+
+def _lease_s(candidates: Sequence[Candidate]) -> int:
+    return math.ceil(max((candidate.deployment.deadlines.total_s for candidate in candidates), default=0.0)) + GRACE_S
 
 
 def input_bound(call: Call) -> int:

@@ -19,7 +19,7 @@ from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
 from gateway.presence import Presence
-from gateway.store import holds
+from gateway.store import holds, idempotency
 from gateway.store.database import Database
 from gateway.store.holds import OpenHold
 from gateway.store.journal import Journal
@@ -116,6 +116,8 @@ class Housekeeping:
             self._forget_at = self._clock() + FORGET_EVERY_S
             before = time.time_ns() // 1_000_000 - KEEP_HOLDS_MS
             self._database.write(lambda: holds.forget(before, REAP_AT_ONCE))
+            while self._database.write(lambda: idempotency.forget(REAP_AT_ONCE)) == REAP_AT_ONCE:
+                log.debug("%d Idempotency-Keys are forgotten", REAP_AT_ONCE)
 
     def _lost(self) -> list[OpenHold]:
         """Whatever the dead workers of this host hold; of other hosts', of whose workers nothing is known here, what is past its deadline."""

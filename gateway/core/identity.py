@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
+from gateway.backend import Network
 from gateway.core.globs import matches
 from gateway.errors import StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
@@ -15,6 +17,9 @@ from gateway.store.database import Database
 
 REFUSAL = "The API key is missing, unknown, expired or revoked."
 """One text for every reason: who tries keys learns nothing."""
+INFERENCE, USAGE_READ = "inference", "usage:read"
+SCOPES = (INFERENCE, USAGE_READ)
+"""What a key may be restricted to: calls of models; reading what became of them. A route declares which it takes."""
 CACHE_S = 5.0
 CACHE_KEYS = 10_000
 
@@ -32,6 +37,7 @@ class Presented:
 class Principal:
     """An authenticated key. `models` are names and globs; empty means every model, but for the `denied_models`.
 
+    `scopes`: of SCOPES; None: every one, also such as are added later. `networks`: from where it may be used; empty: from anywhere.
     `budgets` and `limits`: those of the key, its user, its team and all together that are in force, as of the last look-up.
     """
 
@@ -41,7 +47,7 @@ class Principal:
     models: tuple[str, ...]
     denied_models: tuple[str, ...] = ()
     scopes: tuple[str, ...] | None = None
-    networks: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
     team_id: int | None = None
     markup_ppm: int = 0
     budgets: tuple[Budget, ...] = ()
@@ -50,6 +56,10 @@ class Principal:
     def may_use(self, model: str) -> bool:
         allowed = not self.models or any(matches(model, pattern) for pattern in self.models)
         return allowed and not any(matches(model, pattern) for pattern in self.denied_models)
+
+    def may_come_from(self, address: IPv4Address | IPv6Address | None) -> bool:
+        """None is an address that cannot be told."""
+        return not self.networks or (address is not None and any(address in network for network in self.networks))
 
 
 def principal_of(key: ApiKey, path: AccountPath) -> Principal:
@@ -60,7 +70,7 @@ def principal_of(key: ApiKey, path: AccountPath) -> Principal:
         key.models,
         key.denied_models,
         key.scopes,
-        key.networks,
+        tuple([ip_network(network) for network in key.networks]),
         key.team_id,
         key.markup_ppm,
         path.budgets,

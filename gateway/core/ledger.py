@@ -27,6 +27,7 @@ from gateway.metrics import Metrics
 from gateway.store.database import Batched, Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.holds import OpenHold
+from gateway.store.idempotency import Completion
 from gateway.store.journal import Journal
 from gateway.store.ledger import Booking, Entry, Seal, record
 
@@ -75,13 +76,13 @@ class Ledger:
         entry: Entry | None = None
         try:
             entry = self._entry(exchange, ending, metered)
-            self._commit(Booking(entry, self._row(exchange), _is_held(exchange)))
-            exchange.amount_nano = entry.amount  # shown to the client only once it is booked
+            charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, metered)))
+            exchange.amount_nano = entry.amount if charged else 0  # shown to the client only once it is booked
             self._holds.closed(exchange.id)
         except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
             self._log_lost(exchange, entry, metered, error)
             if entry is not None:
-                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange)))
+                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, NOTHING)))
                 self.stuck = self.stuck or isinstance(error.__cause__, StoreUnavailable)
             if not isinstance(error, Exception):
                 raise
@@ -90,15 +91,17 @@ class Ledger:
             self._finish(exchange)
         self._count(entry)
 
-    def _commit(self, booking: Booking) -> None:
+    def _commit(self, booking: Booking) -> bool:
+        """Whether its amount is charged."""
         try:
-            self._database.write(Batched(self._record, booking))
+            return self._database.write(Batched(self._record, booking))
         except StoreUnavailable as error:
             try:
                 self._journal.append(booking)
             except Exception as failure:
                 raise failure from error
             self._metrics.journaled()
+            return True
 
     def book(self, bookings: Sequence[Booking]) -> None:
         """Book what was journaled, or what ended without its worker. Idempotent. Raises StoreUnavailable."""
@@ -174,10 +177,16 @@ class Ledger:
         """Where the database was the reason, nobody waits for it once more."""
         exchange.ending = Ending.REFUSED
         try:
-            if recordable and self._quota.take(exchange.principal.key_id):
-                self._database.write(Batched(self._record, Booking(None, self._row(exchange))))
-            else:
+            freed = _claim_ended(exchange, Ending.REFUSED, NOTHING)
+            row = self._row(exchange) if recordable and self._quota.take(exchange.principal.key_id) else None
+            if row is None:
                 self._metrics.refusal_unrecorded()
+            if freed is not None and not recordable:
+                self._journal.append(Booking(None, None, claim=freed))
+            elif freed is not None:
+                self._commit(Booking(None, row, claim=freed))
+            elif row is not None:
+                self._database.write(Batched(self._record, Booking(None, row)))
         finally:
             self._finish(exchange)
 
@@ -209,7 +218,7 @@ class Ledger:
         price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation and attempt else None
         markup_ppm = exchange.principal.markup_ppm
         due = priced(metered.usage, price, markup_ppm)
-        charged = metered is not NOTHING or ending is Ending.COMPLETE
+        charged = _is_charged(ending, metered)
         return Entry(
             exchange=exchange.id,
             kind="usage",
@@ -234,6 +243,16 @@ class Ledger:
             total_ms=exchange.milliseconds(self._clock()) or 0,
             at=exchange.at,
         )
+
+
+def _is_charged(ending: Ending, metered: Metered) -> bool:
+    return metered is not NOTHING or ending is Ending.COMPLETE
+
+
+def _claim_ended(exchange: Exchange, ending: Ending, metered: Metered) -> Completion | None:
+    if exchange.claim is None:
+        return None
+    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), whole=ending is Ending.COMPLETE)
 
 
 def _is_held(exchange: Exchange) -> bool:

@@ -50,6 +50,9 @@ class Relay:
         self._delivered_bytes = self._delivered_events = 0
         self._terminal = self._finished = self._broke_event = self._over = self._has_ids = False
         self._stop_lingering: Callable[[], None] | None = None
+        self._claim = exchange.claim
+        if self._claim is not None:
+            self._claim.answered(answer.reply.status, answer.reply.headers)
         self.status = exchange.status = answer.reply.status
         self.headers = answer.reply.headers
         # Plain functions: a bound method kept here would be a cycle, and the bodies would stay until the collector comes by.
@@ -74,7 +77,10 @@ class Relay:
     def __next__(self) -> bytes:
         if self._over:
             raise StopIteration
-        return self._step(self)
+        block = self._step(self)
+        if self._claim is not None:
+            self._claim.keep(block)
+        return block
 
     def close(self) -> None:
         """Abort the upstream and settle what ended early: the client left, or the server could not write to it. Idempotent."""
@@ -91,6 +97,7 @@ class Relay:
 
     def _settle_whole(self, body: bytes) -> None:
         self._exchange.bytes_out = len(body)
+        self._keep_last(body)
         try:
             usage = self._reported() or whole(self._exchange.call.dialect, body)
             if self.status >= 400 or (usage is None and is_error(body)):
@@ -120,6 +127,7 @@ class Relay:
         self._delivered_bytes += len(block)
         self._exchange.bytes_out = self._delivered_bytes
         if self._delivered_bytes >= self._answer.length:
+            self._keep_last(block)
             self._settle_or_break(Ending.COMPLETE)
         return block
 
@@ -252,6 +260,7 @@ class Relay:
     def _after_terminal(self) -> bytes:
         if self._exchange.ending is None:
             self._exchange.bytes_out += len(self._rest)
+            self._keep_last(self._rest)
             try:
                 self._settle(self._ending)
             except SettleFailed as error:
@@ -284,6 +293,7 @@ class Relay:
         if self._finished and not rest.strip() and self._one_choice():
             self._over = True
             self._judge(self._last)
+            self._keep_last(rest)
             try:
                 self._settle(self._ending)
             except SettleFailed as error:
@@ -336,6 +346,12 @@ class Relay:
     def _settle(self, ending: Ending) -> None:
         usage = self._reported() or from_events(self._exchange.call.dialect, b"".join(self._usage_events))
         self._ledger.settle(self._exchange, ending, metered(usage, self._exchange.call, self._delivered_bytes, self._delivered_events))
+
+    def _keep_last(self, block: bytes) -> None:
+        """What leaves once the settlement is committed, and so must be kept with it."""
+        if self._claim is not None:
+            self._claim.keep(block)
+            self._claim = None
 
     def _reported(self) -> Usage | None:
         """What the backend itself says was used."""

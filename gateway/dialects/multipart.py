@@ -71,7 +71,7 @@ class Form:
 
 def read(read_at: ReadAt, size: int, content_type: str) -> Form:
     """Scan a form without holding it in memory. Raises BadRequest where it is malformed, or repeats `model` or `stream`."""
-    boundary = _boundary(content_type)
+    boundary = boundary_of(content_type)
     spans: dict[str, Span] = {}
     for name, span in _parts(read_at, size, b"--" + boundary):
         if name in spans and name in _READ_FIELDS:
@@ -85,7 +85,8 @@ def read(read_at: ReadAt, size: int, content_type: str) -> Form:
     return Form(read_at, size, boundary, fields, spans)
 
 
-def _boundary(content_type: str) -> bytes:
+def boundary_of(content_type: str) -> bytes:
+    """Raises BadRequest."""
     kind, parameters = _header_value(content_type)
     boundary = parameters.get("boundary", "")
     if kind != "multipart/form-data" or not _BOUNDARY.fullmatch(boundary) or not parameters.keys() <= {"boundary", "charset"}:

@@ -1,4 +1,4 @@
-"""Budgets: what a key, a user or everybody may spend in a day, a month or altogether. A change reaches every worker within a second."""
+"""Budgets: what a key, a user, a team or everybody may spend in a day, a month or altogether. A change reaches every worker within a second."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.core.periods import known_zone, window
 from gateway.errors import BadRequest
 from gateway.operations.keys import required_key
 from gateway.operations.names import check_label
+from gateway.operations.teams import required_team
 from gateway.operations.users import required_user
 from gateway.store import accounts, budgets, ledger
 from gateway.store.budgets import Budget, Window
@@ -19,7 +20,7 @@ from gateway.store.ledger import Entry, Seal
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose budget: `reference` is a user's name, a key's id or label, or "" for everybody ("global")."""
+    """Whose budget: `reference` is a user's or a team's name, a key's id or label, or "" for everybody ("global")."""
 
     kind: str
     reference: str = ""
@@ -44,7 +45,7 @@ def set_budget(database: Database, subject: Subject, period: str, limit_nano: in
         raise BadRequest(f"there is no time zone {timezone!r}" + (f"; did you mean {close[0]}?" if close else "; write one such as Europe/Berlin"))
 
     def work() -> Budget:
-        id = _subject_id(subject, at)
+        id = subject_id(subject, at)
         known = [each for each in budgets.list_budgets() if (each.kind, each.subject, each.period) == (subject.kind, id, period)]
         zone = timezone or (known[0].timezone if known else "UTC")
         return budgets.set_budget(subject.kind, id, period, zone, limit_nano, at, soft=soft)
@@ -58,12 +59,9 @@ def list_budgets(database: Database, at: int) -> list[ListedBudget]:
     def work() -> list[ListedBudget]:
         found = budgets.list_budgets()
         windows = {each.budget_id: each for each in budgets.windows_of([each.id for each in found], at)}
-        users = {user.id: user.name for user in accounts.list_users()}
-        keys = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
-        teams = {team.id: team.name for team in accounts.list_teams()}
-        names = {"user": users, "key": keys, "team": teams, "global": {0: "everybody"}}
+        names = account_names()
         return [
-            ListedBudget(each, names[each.kind].get(each.subject, f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
+            ListedBudget(each, names.get((each.kind, each.subject), f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
             for each in found
         ]
 
@@ -77,7 +75,7 @@ def add_credit(database: Database, subject: Subject, amount_nano: int, note: str
     check_label(note)
 
     def work() -> Entry:
-        id = _subject_id(subject, at)
+        id = subject_id(subject, at)
         if not budgets.current_budgets(subject.kind, id, "total"):
             raise BadRequest("there is no budget that a credit could make room in; begin one: gateway budget set ... --period total --limit 0")
         return ledger.book_credit(subject.kind, id, amount_nano, at, credit_id, note, seal)
@@ -90,8 +88,17 @@ def end_budget(database: Database, budget_id: int, at: int) -> None:
     database.write(lambda: budgets.end_budget(budget_id, at))
 
 
-def _subject_id(subject: Subject, at: int) -> int:
+def account_names() -> dict[tuple[str, int], str]:
+    """What people call each account, by its kind and subject. For use inside a database work."""
+    names = {("global", 0): "everybody"} | {("user", user.id): user.name for user in accounts.list_users()}
+    names |= {("key", key.id): f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
+    return names | {("team", team.id): team.name for team in accounts.list_teams()}
+
+
+def subject_id(subject: Subject, at: int) -> int:
     """For use inside a database work. Raises NotFound, BadRequest."""
     if subject.kind == "key":
         return accounts.first_key_id(required_key(subject.reference, at).id)
+    if subject.kind == "team":
+        return required_team(subject.reference).id
     return required_user(subject.reference).id if subject.kind == "user" else 0

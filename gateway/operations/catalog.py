@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Unpack
 from urllib.parse import urlsplit
 
 from gateway.backend import Proxy, Secret
 from gateway.errors import BadRequest, NotFound
 from gateway.operations.credentials import required_credential
+from gateway.operations.limits import MOST
 from gateway.operations.names import check_model_name, check_name
 from gateway.operations.options import build_options, find_backend
 from gateway.secrets import Vault
 from gateway.store import catalog
-from gateway.store.catalog import CatalogRows, Deployment, DeploymentFields, Model
+from gateway.store.catalog import CatalogRows, Deployment, DeploymentFields, Model, ModelFields
 from gateway.store.database import Conflict, Database
 
 MAX_DEADLINE_S = 86_400.0
 MAX_NUMBER = 1_000_000
 """Bound of priorities and weights."""
+ENDINGS_OF_THE_GONE = ("cancel", "drain")
+_MODEL_NUMBERS: Mapping[str, tuple[str, int]] = {
+    "max_output": ("the most that an answer may have", 10_000_000),
+    "rpm": ("the requests a minute", MOST),
+    "tpm": ("the tokens a minute", MOST),
+    "concurrency": ("the calls at once", MOST),
+    "queue_size": ("the calls that may wait", 10_000),
+    "queue_s": ("the seconds that they may wait", 3600),
+}
 _NUMBERS: tuple[Literal["priority", "weight"], ...] = ("priority", "weight")
 _SWITCHES: tuple[Literal["include_usage", "enabled"], ...] = ("include_usage", "enabled")
 _DEADLINES: tuple[Literal["connect_s", "first_byte_s", "idle_s", "total_s"], ...] = ("connect_s", "first_byte_s", "idle_s", "total_s")
@@ -83,16 +93,20 @@ def list_models(database: Database) -> list[ServedModel]:
     return [ServedModel(model, tuple(row.name for row in rows.deployments if row.model_id == model.id)) for model in rows.models]
 
 
-def set_model(database: Database, name: str, *, max_output: int | None) -> Model:
-    """`max_output`: tokens that a budget holds for a call that names no limit; None: the setting's default. Raises NotFound, BadRequest."""
-    if max_output is not None and not 1 <= max_output <= 10_000_000:
-        raise BadRequest("the most that an answer may have is a whole number from 1 to 10000000")
+def set_model(database: Database, name: str, **wishes: Unpack[ModelFields]) -> Model:
+    """Change what is named, and nothing else; None: the default, or unlimited. Raises NotFound, BadRequest."""
+    for name_of, (what, most) in _MODEL_NUMBERS.items():
+        number = wishes.get(name_of)
+        if isinstance(number, (int, float)) and not 0 < number <= most:
+            raise BadRequest(f"{what}: write a number from 1 to {most}")
+    if wishes.get("on_client_gone", "cancel") not in ENDINGS_OF_THE_GONE:
+        raise BadRequest(f"when a client is gone a call is to {' or '.join(ENDINGS_OF_THE_GONE)}")
 
     def change() -> Model:
         model = catalog.find_model(name)
         if model is None:
             raise NotFound(f"there is no model {name!r}; `gateway model list` shows them")
-        return catalog.set_model(model.id, max_output=max_output)
+        return catalog.set_model(model.id, **wishes)
 
     return database.write(change)
 

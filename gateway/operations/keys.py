@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Unpack
 
 from gateway.backend import Secret
+from gateway.core.identity import SCOPES
 from gateway.errors import BadRequest, NotFound
 from gateway.operations.names import check_label, check_model_name
 from gateway.operations.users import required_user
 from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
 from gateway.store import accounts
-from gateway.store.accounts import ApiKey
+from gateway.store.accounts import ApiKey, KeyFields
 from gateway.store.database import Database
+
+NETWORKS = 100
+"""The most that a key may have: each call is judged by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +39,67 @@ class Rotated:
 
 
 def create_key(
-    database: Database, hasher: KeyHasher, user: str, at: int, *, label: str = "", models: Sequence[str] = (), expires_at: int | None = None
+    database: Database, hasher: KeyHasher, user: str, at: int, *, label: str = "", expires_at: int | None = None, **fields: Unpack[KeyFields]
 ) -> MintedKey:
-    """`models` are names and globs, none for every model; times are Unix milliseconds. Raises BadRequest, NotFound for the user."""
+    """Times are Unix milliseconds. Raises BadRequest for a field that cannot be one, NotFound for the user."""
     check_label(label)
-    for model in models:
-        check_model_name(model)
-    _check_expiry(expires_at, at)
+    fields = checked(fields)
+    check_expiry(expires_at, at)
     secret = mint_key()
 
     def create() -> ApiKey:
-        return insert_key(secret, hasher, required_user(user).id, at, label, tuple(models), expires_at)
+        return insert_key(secret, hasher, required_user(user).id, at, label, expires_at, **fields)
 
     return MintedKey(database.write(create), Secret(secret))
 
 
-def list_keys(database: Database, user: str | None = None) -> list[ApiKey]:
-    """All keys, or one user's, revoked and expired ones among them. Raises NotFound for the user."""
-    return database.read(lambda: accounts.list_keys(None if user is None else required_user(user).id))
+def set_key(database: Database, reference: str, at: int, **fields: Unpack[KeyFields]) -> ApiKey:
+    """Change these, and nothing else. Raises BadRequest for a field that cannot be one, NotFound for the key."""
+    fields = checked(fields)
+    return database.write(lambda: accounts.set_key(required_key(reference, at).id, **fields))
+
+
+def checked(fields: KeyFields) -> KeyFields:
+    """The same, each network in its usual form; no scopes at all stand for every one. Raises BadRequest."""
+    for model in (*fields.get("models", ()), *fields.get("denied_models", ())):
+        check_model_name(model)
+    found = fields.copy()
+    if "scopes" in found:
+        found["scopes"] = _checked_scopes(found["scopes"] or ()) or None
+    if "networks" in found:
+        if len(found["networks"]) > NETWORKS:
+            raise BadRequest(f"a key may have at most {NETWORKS} networks")
+        found["networks"] = tuple(dict.fromkeys(map(_network, found["networks"])))
+    return found
+
+
+def _checked_scopes(scopes: Sequence[str]) -> tuple[str, ...]:
+    for scope in scopes:
+        if scope not in SCOPES:
+            close = difflib.get_close_matches(scope, SCOPES, 1)
+            raise BadRequest(f"there is no scope {scope!r}" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(SCOPES)}"))
+    return tuple(dict.fromkeys(scopes))
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise BadRequest(f"{text!r} is no network: write an address, or one such as 10.0.0.0/8 or 2001:db8::/32, without bits behind its length") from None
+
+
+def list_keys(database: Database, user: str | None = None, batch: str | None = None) -> list[ApiKey]:
+    """All keys, or one user's, or a batch's, revoked and expired ones among them. Raises NotFound for the user."""
+    return database.read(lambda: accounts.list_keys(None if user is None else required_user(user).id, batch))
 
 
 def rotate_key(database: Database, hasher: KeyHasher, reference: str, at: int, *, overlap_ms: int, expires_at: int | None = None) -> Rotated:
-    """A new key with the same user, label and models. The old one works for `overlap_ms` more, at most until its own expiry.
+    """A new key with the same user, label and restrictions. The old one works for `overlap_ms` more, at most until its own expiry.
 
     The new key expires at `expires_at`, or when the old one would have. Raises BadRequest for a key that no longer works
     or was rotated before, NotFound.
     """
-    _check_expiry(expires_at, at)
+    check_expiry(expires_at, at)
     secret = mint_key()
 
     def rotate() -> tuple[ApiKey, ApiKey]:
@@ -67,7 +108,7 @@ def rotate_key(database: Database, hasher: KeyHasher, reference: str, at: int, *
             raise BadRequest(f"key {old.id} is {key_state(old, at)}; make a new one with `gateway key create`")
         if old.successor_id is not None:
             raise BadRequest(f"key {old.id} was rotated before; key {old.successor_id} took its place")
-        new = insert_key(secret, hasher, old.user_id, at, old.label, old.models, expires_at or old.expires_at)
+        new = insert_key(secret, hasher, old.user_id, at, old.label, expires_at or old.expires_at, **_restrictions(old))
         end = at + overlap_ms if old.expires_at is None else min(at + overlap_ms, old.expires_at)
         return accounts.expire_key(old.id, end, successor_id=new.id), new
 
@@ -113,13 +154,16 @@ def key_state(key: ApiKey, at: int) -> str:
     return "user disabled" if key.user_disabled else "active"
 
 
-def _check_expiry(expires_at: int | None, at: int) -> None:
+def _restrictions(key: ApiKey) -> KeyFields:
+    return {"models": key.models, "denied_models": key.denied_models, "scopes": key.scopes, "networks": key.networks, "batch": key.batch}
+
+
+def check_expiry(expires_at: int | None, at: int) -> None:
     if expires_at is not None and expires_at <= at:
         raise BadRequest("the time of expiry is in the past")
 
 
-def insert_key(secret: str, hasher: KeyHasher, user_id: int, at: int, label: str, models: tuple[str, ...], expires_at: int | None) -> ApiKey:
+def insert_key(secret: str, hasher: KeyHasher, user_id: int, at: int, label: str, expires_at: int | None, **fields: Unpack[KeyFields]) -> ApiKey:
     """For use inside a database work, which is given the secret: it may run twice, and must then make the same key."""
-    return accounts.create_key(
-        user_id, hasher.hash(secret), at, label=label, prefix=key_prefix(secret), suffix=key_suffix(secret), models=models, expires_at=expires_at
-    )
+    shown = {"prefix": key_prefix(secret), "suffix": key_suffix(secret)}
+    return accounts.create_key(user_id, hasher.hash(secret), at, label=label, expires_at=expires_at, **shown, **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from gateway.dialects.events import BUCKETS
 from gateway.errors import BadRequest, NotFound
@@ -68,6 +69,11 @@ def usd(nano: int) -> str:
 def _decimal(amount: int, digits: int) -> str:
     whole, fraction = divmod(abs(amount), 10**digits)
     return f"{'-' if amount < 0 else ''}{whole}.{str(fraction).zfill(digits).rstrip('0').ljust(2, '0')}"
+
+
+def usd_decimal(nano: int) -> Decimal:
+    """Nano-USD as USD, exactly, with 9 decimal places."""
+    return Decimal(nano).scaleb(-NANO_DIGITS)
 
 
 def completed(rates: Mapping[str, int]) -> dict[str, int]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from gateway.dialects.events import BUCKETS
 from gateway.errors import BadRequest
+from gateway.operations.prices import usd_decimal
 from gateway.store import accounts, ledger
 from gateway.store.database import Database
 from gateway.store.ledger import Total
 
-DIMENSIONS = ("user", "key", "model", "deployment", "ending", "day")
+DIMENSIONS = ("team", "user", "key", "model", "deployment", "ending", "day")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One group. `names` are for people; `ids` are those of "user" and "key" where the report is by them. Amounts are nano-USD."""
+    """One group. `names` are for people; `ids` are those of "team", "user" and "key" where the report is by them. Amounts are nano-USD."""
 
     names: Mapping[str, str]
     ids: Mapping[str, int]
@@ -36,14 +39,34 @@ def report(database: Database, since: int, until: int, by: Sequence[str]) -> lis
     if since >= until:
         raise BadRequest("the period ends before it begins")
     by = tuple(dict.fromkeys(by))
-    totals, users, keys = database.read(lambda: (ledger.totals(since, until, by), accounts.list_users(), accounts.list_keys()))
-    user_names = {user.id: user.name for user in users}
-    key_names = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in keys}
-    lines = [_line(total, {"user": user_names, "key": key_names}) for total in totals]
+    totals, known = database.read(lambda: (ledger.totals(since, until, by), _names()))
+    lines = [_line(total, known) for total in totals]
     return sorted(lines, key=lambda line: tuple(line.names.values()))
+
+
+def _names() -> Mapping[str, Mapping[int, str]]:
+    """0 is nobody: credits of everybody's budget, and teams' credits, have no user and no key."""
+    teams = {team.id: team.name for team in accounts.list_teams()}
+    users = {user.id: user.name for user in accounts.list_users()}
+    keys = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
+    return {"team": teams, "user": {0: ""} | users, "key": {0: ""} | keys}
 
 
 def _line(total: Total, known: Mapping[str, Mapping[int, str]]) -> Line:
     ids = {name: value for name, value in total.group.items() if name in known and isinstance(value, int)}
     names = {name: known[name].get(ids[name], f"#{ids[name]}") if name in ids else str(value or "") for name, value in total.group.items()}
     return Line(names, ids, total.calls, total.buckets, total.amount, total.cost)
+
+
+def columns(by: Sequence[str]) -> tuple[str, ...]:
+    """Of a report as rows for other programs."""
+    ids = [f"{name}_id" for name in by if name in ("team", "user", "key")]
+    return (*by, *ids, "calls", *BUCKETS, "amount_usd", "amount_nano_usd", "cost_usd", "cost_nano_usd")
+
+
+def rows(by: Sequence[str], lines: Iterable[Line]) -> Iterator[Mapping[str, Any]]:
+    """By `columns`. USD are Decimals, exact."""
+    for line in lines:
+        ids = {f"{name}_id": line.ids.get(name) for name in by if name in ("team", "user", "key")}
+        amounts = {"amount_usd": usd_decimal(line.amount), "amount_nano_usd": line.amount, "cost_usd": usd_decimal(line.cost), "cost_nano_usd": line.cost}
+        yield {**line.names, **ids, "calls": line.calls, **line.buckets, **amounts}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gateway.backend import Body, Call, Cancellation, Services
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.exchange import Exchange, OpenExchanges
-from gateway.core.identity import principal_of
+from gateway.core.identity import INFERENCE, principal_of
 from gateway.core.routing import Candidate, Router
 from gateway.dialects.document import Fields
 from gateway.errors import GatewayError, ModelNotFound, StoreUnavailable
@@ -83,6 +83,8 @@ def _explained(catalog: Catalog, unpriced: str, key: ApiKey, model: str, exchang
         refusal, found = error.message, not isinstance(error, ModelNotFound)
     if key_state(key, at) != "active":
         refusal = f"The key is refused: {key_state(key, at)}."
+    elif key.scopes is not None and INFERENCE not in key.scopes:
+        refusal = f"The key is refused: it has no scope '{INFERENCE}'."
     problems = {deployment.name: deployment.problem for deployment in catalog.snapshot.find(model)}
     return Explanation(key, model, tuple(candidates), _excluded(exchange.excluded, problems), refusal, found)
 

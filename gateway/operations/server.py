@@ -132,7 +132,7 @@ def first_key(database: Database, hasher: KeyHasher, at: int) -> MintedKey | Non
     def create() -> ApiKey | None:
         if accounts.list_users():
             return None
-        return insert_key(secret, hasher, accounts.create_user(FIRST_USER, at).id, at, FIRST_LABEL, (), None)
+        return insert_key(secret, hasher, accounts.create_user(FIRST_USER, at).id, at, FIRST_LABEL, None)
 
     try:
         key = database.write(create)

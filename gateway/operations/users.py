@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from gateway.errors import NotFound
 from gateway.operations.names import check_name
+from gateway.operations.teams import required_team
 from gateway.store import accounts
 from gateway.store.accounts import User
 from gateway.store.database import Conflict, Database
 
 
-def create_user(database: Database, name: str, at: int) -> User:
-    """Raises BadRequest for a name that cannot be one, Conflict for one that is taken."""
+def create_user(database: Database, name: str, at: int, *, team: str = "") -> User:
+    """In this team, or in none (""). Raises BadRequest for a name that cannot be one, Conflict for one that is taken, NotFound for the team."""
     check_name("user", name)
 
     def create() -> User:
         if accounts.find_user(name) is not None:
             raise Conflict(f"there is a user {name} already")
-        return accounts.create_user(name, at)
+        member_of = required_team(team).id if team else None
+        created = accounts.create_user(name, at)
+        return created if member_of is None else accounts.set_user_team(created.id, member_of)
 
     return database.write(create)
 
 
 def list_users(database: Database) -> list[User]:
     return database.read(accounts.list_users)
+
+
+def set_user_team(database: Database, name: str, team: str) -> User:
+    """From now on the user's calls are held against this team's budgets, with its markup; "" for no team. Raises NotFound."""
+    return database.write(lambda: accounts.set_user_team(required_user(name).id, required_team(team).id if team else None))
 
 
 def disable_user(database: Database, name: str, at: int) -> User:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from peewee import JOIN, Expression
+from peewee import JOIN, Expression, chunked
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
 from gateway.store.models import ApiKeyRow, MarkRow, TeamRow, UserRow
 
 _ONLY_MARK = "pepper"
+CHUNK = 200
+"""Rows of one statement: a database bounds its parameters."""
 
 
 def pepper_mark() -> str | None:
@@ -37,6 +39,7 @@ class User:
     created_at: int
     disabled_at: int | None
     team_id: int | None = None
+    team_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,16 @@ class ApiKey:
     scopes: tuple[str, ...] | None = None
     networks: tuple[str, ...] = ()
     batch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """One of several keys that are made together: what tells it from the others."""
+
+    hash: str
+    prefix: str
+    suffix: str
+    label: str
 
 
 class KeyFields(TypedDict, total=False):
@@ -132,7 +145,8 @@ def find_user(name: str) -> User | None:
 
 
 def list_users() -> list[User]:
-    return [_user(row) for row in UserRow.select().order_by(UserRow.id)]
+    query = UserRow.select(UserRow, TeamRow).join(TeamRow, JOIN.LEFT_OUTER, on=UserRow.team == TeamRow.id)
+    return [_user(row) for row in query.order_by(UserRow.id)]
 
 
 def set_user_disabled(user_id: int, at: int | None) -> User:
@@ -153,6 +167,17 @@ def create_key(
     return _existing(row.id)
 
 
+def create_batch(user_id: int, minted: Sequence[NewKey], name: str, at: int, *, expires_at: int | None = None, **given: Unpack[KeyFields]) -> list[ApiKey]:
+    """Keys that are alike but for what NewKey says, in the batch `name`. Raises Conflict for a user that does not exist."""
+    fields: KeyFields = {"models": (), **given, "batch": name}
+    alike = {"user": user_id, "created_at": at, "expires_at": expires_at, "revoked_at": None, **_columns(fields)}
+    rows = [{"hash": one.hash, "prefix": one.prefix, "suffix": one.suffix, "label": one.label, **alike} for one in minted]
+    for some in chunked(rows, CHUNK):
+        ApiKeyRow.insert_many(some).execute()
+    raise_generation()
+    return list_keys(batch=name)
+
+
 def set_key(key_id: int, **changed: Unpack[KeyFields]) -> ApiKey:
     """Raises NotFound."""
     _existing(key_id)
@@ -170,8 +195,11 @@ def _columns(given: KeyFields) -> dict[str, object]:
     return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
 
 
-def list_keys(user_id: int | None = None) -> list[ApiKey]:
-    return _keys(None if user_id is None else ApiKeyRow.user == user_id)
+def list_keys(user_id: int | None = None, batch: str | None = None) -> list[ApiKey]:
+    """All keys, those of a user, those of a batch, or those of both."""
+    of_user = None if user_id is None else ApiKeyRow.user == user_id
+    of_batch = None if batch is None else ApiKeyRow.batch == batch
+    return _keys(of_batch if of_user is None else of_user if of_batch is None else of_user & of_batch)
 
 
 def find_key(hash: str) -> ApiKey | None:
@@ -206,6 +234,13 @@ def revoke_key(key_id: int, at: int) -> ApiKey:
     return _existing(key_id)
 
 
+def revoke_batch(batch: str, at: int) -> int:
+    """How many keys were revoked; those that were before keep their time."""
+    changed: int = ApiKeyRow.update(revoked_at=at).where((ApiKeyRow.batch == batch) & ApiKeyRow.revoked_at.is_null()).execute()
+    raise_generation()
+    return changed
+
+
 def expire_key(key_id: int, at: int, *, successor_id: int | None = None) -> ApiKey:
     """Let the key end at `at`; a rotation names the key that follows it. Raises NotFound."""
     if not ApiKeyRow.update(expires_at=at, successor=successor_id).where(ApiKeyRow.id == key_id).execute():
@@ -215,7 +250,8 @@ def expire_key(key_id: int, at: int, *, successor_id: int | None = None) -> ApiK
 
 
 def _user(row: UserRow) -> User:
-    return User(row.id, row.name, row.created_at, row.disabled_at, row.__data__.get("team"))
+    team = row.team
+    return User(row.id, row.name, row.created_at, row.disabled_at, None if team is None else team.id, None if team is None else team.name)
 
 
 def _team(row: TeamRow) -> Team:

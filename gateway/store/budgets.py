@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peewee import chunked
+
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
 from gateway.store.models_money import AccountRow, BudgetRow, BudgetWindowRow
@@ -15,6 +17,8 @@ from gateway.store.models_money import AccountRow, BudgetRow, BudgetWindowRow
 KINDS = ("key", "user", "team", "global")
 """Of accounts; `subject` is the id of such a row, 0 for global."""
 PERIODS = ("day", "month", "total")
+CHUNK = 200
+"""Rows of one statement: a database bounds its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,16 @@ def set_budget(kind: str, subject: int, period: str, timezone: str, limit_nano: 
         BudgetWindowRow.update(limit_nano=limit_nano).where((BudgetWindowRow.budget == row.id) & still_open).execute()
     raise_generation()
     return _budget(BudgetRow.get_by_id(row.id), account)
+
+
+def begin_totals(kind: str, subjects: Sequence[int], limit_nano: int, at: int) -> None:
+    """A budget of the period "total" for each of these, which have no account yet. Raises Conflict where one has."""
+    for some in chunked(subjects, CHUNK):
+        AccountRow.insert_many([{"kind": kind, "subject": subject} for subject in some]).execute()
+        rows = AccountRow.select(AccountRow.id).where((AccountRow.kind == kind) & AccountRow.subject.in_(some))
+        alike = {"period": "total", "timezone": "UTC", "limit_nano": limit_nano, "soft": False, "created_at": at}
+        BudgetRow.insert_many([{"account": row.id, **alike} for row in rows]).execute()
+    raise_generation()
 
 
 def end_budget(budget_id: int, at: int) -> None:

@@ -106,9 +106,8 @@ def _decided(item: Wanted, windows: Mapping[tuple[int, int], _Window]) -> Refuse
 
 def _insert(items: Sequence[Wanted], state: str = HELD, suffix: str = "") -> None:
     columns = "id, state, owner, deadline, api_key, user, team, model, at".replace("user", '"user"')
-    now = _NOW_MS["sqlite" if database.param == "?" else "postgres"]
     rows = [storable((item.id, state, item.owner, item.lease_s * 1000, item.api_key, item.user, item.team, item.model, item.at)) for item in items]
-    executemany(database, f"INSERT INTO hold ({columns}) VALUES (?, ?, ?, {now} + ?, ?, ?, ?, ?, ?){suffix}", rows)  # noqa: S608
+    executemany(database, f"INSERT INTO hold ({columns}) VALUES (?, ?, ?, {now_sql()} + ?, ?, ?, ?, ?, ?){suffix}", rows)  # noqa: S608
 
 
 def bury(item: Wanted) -> None:
@@ -144,6 +143,11 @@ def _locked_windows(periods: Mapping[tuple[int, int], Period]) -> dict[tuple[int
     )
     rows = locked(database, sql, [*budgets, *starts])
     return {(row[1], row[2]): _Window(row[0], *row[3:]) for row in rows if (row[1], row[2]) in periods}
+
+
+def now_sql() -> str:
+    """The database's own time as an expression: milliseconds since 1970 UTC."""
+    return _NOW_MS["sqlite" if database.param == "?" else "postgres"]
 
 
 def marks(values: Sequence[Any]) -> str:
@@ -236,8 +240,7 @@ def overdue(ids: Iterable[str]) -> set[str]:
     wanted = list(ids)
     if not wanted:
         return set()
-    now = _NOW_MS["sqlite" if database.param == "?" else "postgres"]
-    sql = f"SELECT id FROM hold WHERE state = 'held' AND deadline < {now} AND id IN ({marks(wanted)})"  # noqa: S608
+    sql = f"SELECT id FROM hold WHERE state = 'held' AND deadline < {now_sql()} AND id IN ({marks(wanted)})"  # noqa: S608
     return {row[0] for row in database.execute_sql(sql.replace("?", database.param), wanted).fetchall()}
 
 

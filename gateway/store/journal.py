@@ -13,13 +13,14 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from gateway.concurrency import Job, NativeWorker
 from gateway.dialects.events import Usage
 from gateway.store.exchanges import ExchangeRow
+from gateway.store.idempotency import Completion
 from gateway.store.ledger import Booking, Entry
 
 log = logging.getLogger(__name__)
@@ -140,11 +141,12 @@ def read(data: bytes) -> tuple[list[Booking], int]:
 
 
 def _line(booking: Booking) -> bytes:
-    """The line break comes first: what follows a torn line begins on a line of its own."""
+    """The line break comes first: what follows a torn line begins on a line of its own. An answer's body is not kept here: its key stays taken."""
     document = {
         "entry": None if booking.entry is None else _members(booking.entry) | {"usage": _members(booking.entry.usage)},
         "exchange": None if booking.exchange is None else _members(booking.exchange),
         "held": booking.held,
+        "claim": None if booking.claim is None else _members(replace(booking.claim, body=None)),
     }
     text = json.dumps(document, separators=(",", ":")).encode()
     return b"\n%08x %s" % (zlib.crc32(text), text)
@@ -161,11 +163,13 @@ def _booking(line: bytes) -> Booking | None:
     if check != b"%08x" % zlib.crc32(text):
         return None
     document = json.loads(text)
-    entry, exchange = document["entry"], document["exchange"]
+    entry, exchange, claim = document["entry"], document["exchange"], document.get("claim")
     if entry is not None:
         usage = Usage(**{**entry["usage"], "flags": tuple(entry["usage"]["flags"])})
         entry = Entry(**{**entry, "usage": usage, "flags": tuple(entry["flags"]), "windows": tuple(entry["windows"])})
-    return Booking(entry, None if exchange is None else ExchangeRow(**exchange), document["held"])
+    if claim is not None:
+        claim = Completion(**{**claim, "place": tuple(claim["place"])})
+    return Booking(entry, None if exchange is None else ExchangeRow(**exchange), document["held"], claim)
 
 
 def _sync(directory: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from peewee import SQL, Case, fn
 
 from gateway.dialects.events import BUCKETS, Usage
-from gateway.store import budgets, exchanges, holds
+from gateway.store import budgets, exchanges, holds, idempotency
 from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
+from gateway.store.idempotency import Completion
 from gateway.store.models import database, storable
 from gateway.store.models_money import EntryRow
 
@@ -62,9 +63,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for user and key."""
+    """Sums over the entries of one group. `group` maps what was asked for to its value: ids for team, user and key."""
 
-    group: Mapping[str, int | str]
+    group: Mapping[str, int | str | None]
     calls: int
     buckets: Mapping[str, int]
     amount: int
@@ -88,15 +89,24 @@ Seal = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays."""
+    """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays.
+
+    `claim`: what becomes of the Idempotency-Key that it came with.
+    """
 
     entry: Entry | None
     exchange: ExchangeRow | None
     held: bool = False
+    claim: Completion | None = None
 
 
-def record(items: Sequence[Booking], seal: Seal) -> Sequence[None]:
-    """Book calls, and settle their holds: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced."""
+def record(items: Sequence[Booking], seal: Seal) -> Sequence[bool]:
+    """Book calls, and settle their holds: made for `Batched`. What is booked already stays as it is; the exchange's row is replaced.
+
+    False for a call that is charged nothing, since another answered its Idempotency-Key in its place.
+    """
+    displaced = idempotency.complete([item.claim for item in items if item.claim is not None])
+    items = [_uncharged(item) if item.claim is not None and item.claim.exchange in displaced else item for item in items]
     closed = holds.close([_closing(item.entry) for item in items if item.held and item.entry is not None])
     late = [id for id, each in closed.items() if each.before == holds.EXPIRED]
     originals = _originals(late)
@@ -110,7 +120,12 @@ def record(items: Sequence[Booking], seal: Seal) -> Sequence[None]:
             entries.append(_settled(item.entry, each, originals))
     _insert(entries, seal)
     exchanges.save([item.exchange for item in items if item.exchange is not None])
-    return [None] * len(items)
+    return [item.claim is None or item.claim.exchange not in displaced for item in items]
+
+
+def _uncharged(item: Booking) -> Booking:
+    """What it cost stays the operator's."""
+    return item if item.entry is None else replace(item, entry=replace(item.entry, amount=0, flags=(*item.entry.flags, "displaced")))
 
 
 def _closing(entry: Entry) -> holds.Closing:
@@ -191,12 +206,25 @@ def entries(since: int, until: int, after_id: int, limit: int) -> list[Entry]:
     return [_entry(row) for row in EntryRow.select().where(window).order_by(EntryRow.id).limit(limit)]
 
 
-def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
-    """Sums over since <= at < until, grouped by any of user, key, model (as asked), deployment, ending, day (UTC). Raises KeyError for others.
+def booked_rows(since: int, until: int, after: tuple[int, int], limit: int) -> list[Mapping[str, Any]]:
+    """A page of what was booked at since <= at < until, in the order of time: every column as the database has it, the seal among them.
 
-    Corrections count in the sums, not as calls.
+    `after`: (at, id) of the row before the page, which the index on the time leads to at once.
+    """
+    at, id = max(since, after[0]), after[1] if after[0] >= since else 0
+    columns = [EntryRow.id, *(EntryRow._meta.columns[name] for name in SEALED), EntryRow.seal]
+    window = (EntryRow.at >= at) & (EntryRow.at < until) & ((EntryRow.at > at) | (EntryRow.id > id))
+    query: Any = EntryRow.select(*columns).where(window).order_by(EntryRow.at, EntryRow.id).limit(limit)
+    return [dict(zip(("id", *SEALED, "seal"), row, strict=True)) for row in query.tuples()]
+
+
+def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
+    """Sums over since <= at < until, grouped by any of team, user, key, model (as asked), deployment, ending, day (UTC).
+
+    Raises KeyError for others. The team is that of the call's time, None for none. Corrections count in the sums, not as calls.
     """
     groups = {
+        "team": EntryRow.team,
         "user": EntryRow.user,
         "key": EntryRow.api_key,
         "model": EntryRow.model_asked,

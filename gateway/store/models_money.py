@@ -140,7 +140,10 @@ EntryRow.add_index(EntryRow.exchange, EntryRow.kind, EntryRow.attempt, unique=Tr
 
 
 class IdempotencyRow(Row):
-    """An Idempotency-Key that a client sent. `state`: running or done; `body` is sealed, null where it was too large or was cut."""
+    """An Idempotency-Key that a client sent. `state`: running or done; `body` is sealed, null where it was too large or was cut.
+
+    `api_key` is the first of its rotations. `at`, in the database's time: while it runs, when others may take its owner for gone; then, when it ended.
+    """
 
     id = BigAutoField()
     api_key = BigIntegerField()

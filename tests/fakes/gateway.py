@@ -239,19 +239,22 @@ class RunningGateway:
         self.database.bind()
         return self.database.read(work)
 
-    def new_key(self, user_id: int, models: tuple[str, ...] = (), expires_at: int | None = None) -> str:
+    def new_key(self, user_id: int, **fields: Any) -> str:
         key = mint_key()
         digest = self.secrets.hasher.hash(key)
-        self.write(
-            lambda: accounts.create_key(
-                user_id, digest, now(), label="test", prefix=key_prefix(key), suffix=key_suffix(key), models=models, expires_at=expires_at
-            )
-        )
+        self.write(lambda: accounts.create_key(user_id, digest, now(), label="test", prefix=key_prefix(key), suffix=key_suffix(key), **fields))
         return key
 
     def budget(self, limit_nano: int, kind: str = "user", subject: int = 1, period: str = "total", timezone: str = "UTC", *, soft: bool = False) -> int:
         """A budget of the tester (the user 1) or of another account; its id."""
         return int(self.write(lambda: budgets.set_budget(kind, subject, period, timezone, limit_nano, now(), soft=soft)).id)
+
+    def limit(self, kind: str = "user", subject: int = 1, *, rpm: int | None = None, tpm: int | None = None, concurrency: int | None = None) -> None:
+        """Limits of the tester (the user 1) or of another account."""
+        self.write(lambda: budgets.set_limits(kind, subject, rpm, tpm, concurrency))
+
+    def limit_model(self, name: str, **fields: Any) -> None:
+        self.write(lambda: catalog.set_model(catalog.find_model(name).id, **fields))  # type: ignore[union-attr]
 
     def windows(self, *budget_ids: int) -> list[budgets.Window]:
         found: list[budgets.Window] = self.read(lambda: budgets.windows_of(budget_ids, now()))

@@ -1,6 +1,7 @@
 """Row 25: headers by which a proxy speaks for its client, sent by the client. Figure: 0 bypasses.
 
-This gateway believes none of them: it knows its peer's address and no other, and its paths come from the request line alone.
+This gateway believes none of them but the X-Forwarded-For of a trusted proxy, which says where a key with networks is used from; its paths come from
+the request line alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tests.fakes.gateway import Answer, RawClient
 from tests.fakes.nginx import NAME, RunningNginx
 from tests.fakes.provider import Provider
 from tests.faults.conftest import Measured
-from tests.faults.front import CHAT, ROADS, Front
+from tests.faults.front import CHAT, ROADS, THROUGH_NGINX, Front
 
 ADDRESSES = (
     *("X-Forwarded-For", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-IP", "X-Originating-IP"),
@@ -45,13 +46,17 @@ def ask(client: RawClient, path: str, method: str = "GET", **headers: str) -> An
     return client.answer()
 
 
-@pytest.fixture
-def stranger(front: Front) -> Iterator[RawClient]:
-    """Not from the address that /metrics answers, although on this host."""
-    client = front.gateway.client(None)
+def stranger_of(front: Front, key: str | None) -> RawClient:
+    """Not from the address that /metrics answers, and whose proxies are trusted, although on this host."""
+    client = front.gateway.client(key)
     client.sock.close()
     client.sock = socket.create_connection(("127.0.0.1", front.gateway.port), 20, ("127.0.0.2", 0))
-    with client:
+    return client
+
+
+@pytest.fixture
+def stranger(front: Front) -> Iterator[RawClient]:
+    with stranger_of(front, None) as client:
         yield client
 
 
@@ -67,6 +72,21 @@ def test_25_a_stranger_cannot_pass_for_the_local_host(front: Front, stranger: Ra
 def test_25_what_a_proxy_on_this_host_forwards_is_not_the_local_host(front: Front, name: str) -> None:
     with front.gateway.client(None) as client:
         assert ask(client, "/metrics", **{name: "127.0.0.1"}).status == 403
+
+
+def test_25_key_is_not_used_from_elsewhere_by_a_header(front: Front, measured: Measured) -> None:
+    """nginx puts its client's own address in the place of what that says; who is no trusted proxy is not asked."""
+    key = front.gateway.new_key(1, networks=("192.0.2.0/24",))
+    claims = [(name, value.replace("127.0.0.1", "192.0.2.1").replace("::1", "192.0.2.1").replace("localhost", "192.0.2.1")) for name, value in SPOOFED]
+    passed = []
+    for road in (THROUGH_NGINX, "from another address"):
+        with front.client(road, key) if road == THROUGH_NGINX else stranger_of(front, key) as client:
+            passed += [(road, *claim) for claim in claims if claim[0] != "Host" and ask(client, "/v1/models", **{claim[0]: claim[1]}).status != 403]
+    with front.gateway.client(key) as proxy:
+        assert ask(proxy, "/v1/models", **{"X-Forwarded-For": "192.0.2.1"}).status == 200, "a trusted proxy is believed"
+        assert ask(proxy, "/v1/models", **{"X-Forwarded-For": "192.0.2.1, 198.51.100.1"}).status == 403, "but not what its client says"
+    measured(25, f"a key of one network: {len(passed)} of {2 * len(claims)} headers let it be used from another (0)")
+    assert passed == []
 
 
 @pytest.mark.parametrize("road", ROADS)

@@ -97,6 +97,7 @@ BAD = {
     "GATEWAY_HEARTBEAT_S": ["-1", "0.001", "inf", "never"],
     "GATEWAY_BODY_S": ["0", "-1", "nan", "inf", "soon", "86401"],
     "GATEWAY_TOTAL_S": ["0.001"],
+    "GATEWAY_TRUSTED_PROXIES": ["nginx", "10.0.0.1/8"],
     "GATEWAY_DRAIN_S": ["1.5"],
     "GATEWAY_LOG_LEVEL": ["loud"],
 }
@@ -180,6 +181,13 @@ def test_settings_without_an_environment_read_the_process(tmp_path: Path, monkey
 def test_allowed_networks_are_separated_by_commas(tmp_path: Path) -> None:
     found = Settings.load({"GATEWAY_ALLOW_NETWORKS": "10.0.0.0/8, 192.168.1.5,fd00::/8,"}, tmp_path).allow_networks
     assert [str(network) for network in found or ()] == ["10.0.0.0/8", "192.168.1.5/32", "fd00::/8"]
+
+
+def test_trusted_proxies_are_those_of_this_host_unless_others_or_none_are_named(tmp_path: Path) -> None:
+    def found(text: str) -> list[str]:
+        return [str(network) for network in Settings.load({"GATEWAY_TRUSTED_PROXIES": text}, tmp_path).trusted_proxies]
+
+    assert (found(""), found("10.0.0.7"), found("None")) == (["127.0.0.1/32", "::1/128"], ["10.0.0.7/32"], [])
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "ollama", "10.0.0.0-10.0.0.9", "10.0.0.0/33", "10.0.0.0/8 192.168.0.0/16"])

@@ -44,10 +44,10 @@ class Served:
         self.backend = backend
         self.client = self.app.test_client(use_cookies=False)
 
-    def new_key(self, user_id: int, models: tuple[str, ...] = ()) -> str:
+    def new_key(self, user_id: int, **fields: Any) -> str:
         key = mint_key()
         shown: dict[str, Any] = {"prefix": key_prefix(key), "suffix": key_suffix(key)}
-        self.database.write(lambda: accounts.create_key(user_id, self.secrets.hasher.hash(key), 0, models=models, **shown))
+        self.database.write(lambda: accounts.create_key(user_id, self.secrets.hasher.hash(key), 0, **shown, **fields))
         return key
 
     def new_user(self, name: str) -> int:

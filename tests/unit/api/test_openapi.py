@@ -144,7 +144,7 @@ def test_statuses_that_a_relayed_endpoint_gives_are_described(document: dict[str
 
 
 def test_what_is_not_served_is_described_as_such(document: dict[str, Any]) -> None:
-    assert set(document["paths"]["/v1/files"]["get"]["responses"]) == {"401", "500", "501", "503"}
-    assert set(document["paths"]["/v1/files/{rest}"]["get"]["responses"]) == {"401", "404", "500", "501", "503"}
+    assert set(document["paths"]["/v1/files"]["get"]["responses"]) == {"401", "403", "500", "501", "503"}
+    assert set(document["paths"]["/v1/files/{rest}"]["get"]["responses"]) == {"401", "403", "404", "500", "501", "503"}
     assert "501" in document["paths"]["/v1/responses"]["delete"]["responses"]
     assert "200" in document["paths"]["/v1/responses"]["post"]["responses"]

@@ -3,12 +3,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.api.web import policy
 from gateway.backend import Secret
+from gateway.store import accounts
 from tests.unit.api.served import Served, Server, post_environ, serving
+
+
+class Unread(io.BytesIO):
+    def read(self, *_: object) -> bytes:
+        raise AssertionError("read")
 
 
 @pytest.fixture
@@ -26,10 +33,6 @@ def test_route_of_a_key_is_refused_without_one(served: Served, path: str, shown:
 
 
 def test_key_is_judged_before_a_byte_of_the_body_is_read(served: Served) -> None:
-    class Unread(io.BytesIO):
-        def read(self, *_: object) -> bytes:
-            raise AssertionError("read")
-
     server = Server(served.app)
     told = server.call(post_environ(served, b"x" * 10, HTTP_AUTHORIZATION="Bearer wrong") | {"wsgi.input": Unread(b"x" * 10)})
     assert server.status.startswith("401")
@@ -77,6 +80,59 @@ def test_metrics_token_is_asked_for_from_everywhere(tmp_path: Path, shown: str, 
         for address in ("127.0.0.1", "10.0.0.1"):
             answer = served.ask("GET", "/metrics", key=None, headers={"Authorization": f"Bearer {shown}"}, environ_base={"REMOTE_ADDR": address})
             assert answer.status_code == status
+
+
+RESTRICTED = [
+    ("POST", "/v1/chat/completions", {"inference"}),
+    ("GET", "/v1/models", {"inference", "usage:read"}),
+    ("GET", "/v1/models/m", {"inference", "usage:read"}),
+    ("GET", "/v1/requests/x", {"usage:read"}),
+    ("GET", "/v1/files", {"inference"}),
+    ("GET", "/forgotten", set()),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "taken"), RESTRICTED)
+def test_restricted_key_may_do_what_its_scopes_say_and_nothing_else(served: Served, method: str, path: str, taken: set[str]) -> None:
+    served.app.add_url_rule("/forgotten", "forgotten", policy("key")(lambda: "shown to all"))
+    for scope in ("inference", "usage:read", "of a later version"):
+        key = served.new_key(served.ann, scopes=(scope,))
+        answer = served.ask(method, path, key=key, json={"model": "m", "messages": []} if method == "POST" else None)
+        assert (answer.status_code == 403) == (scope not in taken), (scope, answer.data)
+        if answer.status_code == 403:
+            assert answer.get_json()["error"]["code"] == "scope_missing"
+            assert all(word in answer.get_json()["error"]["message"] for word in taken)
+    assert served.ask(method, path, json={"model": "m"} if method == "POST" else None).status_code != 403
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
+def test_key_is_used_from_its_networks_only(served: Served, path: str) -> None:
+    key = served.new_key(served.ann, networks=("10.0.0.0/8", "2001:db8::/32"))
+    body = {"model": "m", "messages": []} if path.endswith("completions") else None
+    for address, status in {"10.1.2.3": 200, "2001:db8::1": 200, "::ffff:10.1.2.3": 200, "192.0.2.1": 403, "127.0.0.1": 403, "": 403}.items():
+        answer = served.ask("POST" if body else "GET", path, key=key, json=body, environ_base={"REMOTE_ADDR": address})
+        assert answer.status_code == status, address
+        if status == 403:
+            assert answer.get_json()["error"]["code"] == "address_not_allowed"
+            assert (address or "cannot be told") in answer.get_json()["error"]["message"]
+
+
+def test_changed_restriction_holds_at_once(served: Served) -> None:
+    key = served.new_key(served.ann)
+    assert served.ask("GET", "/v1/models", key=key).status_code == 200
+    (row,) = [row for row in served.database.read(accounts.list_keys) if key.endswith(row.suffix)]
+    served.database.write(lambda: accounts.set_key(row.id, networks=("10.0.0.0/8",)))
+    served.gateway.catalog.refresh()
+    assert served.ask("GET", "/v1/models", key=key).status_code == 403
+
+
+@pytest.mark.parametrize("fields", [{"scopes": ("usage:read",)}, {"networks": ("10.0.0.0/8",)}])
+def test_restriction_is_judged_before_a_byte_of_the_body_is_read(served: Served, fields: dict[str, Any]) -> None:
+    server, body = Server(served.app), Unread(b"x" * 10)
+    told = server.call(post_environ(served, b"x" * 10, HTTP_AUTHORIZATION=f"Bearer {served.new_key(served.ann, **fields)}") | {"wsgi.input": body})
+    assert server.status.startswith("403")
+    assert b"permission_error" in told
+    assert server.closes
 
 
 def test_key_that_may_not_use_the_model_is_refused_before_anything_is_sent(served: Served) -> None:

@@ -46,6 +46,32 @@ def test_a_key_that_ends_in_the_past_is_refused(ann: Typed) -> None:
     assert (result.code, "past" in result.err) == (2, True)
 
 
+def test_a_key_s_restrictions_are_typed_shown_and_lifted(ann: Typed) -> None:
+    words = ("--models", "gpt-*", "--deny", "gpt-4*", "--scopes", "inference", "--from", "10.0.0.0/8,192.0.2.1")
+    made = ann("key", "create", "--user", "ann", "--label", "laptop", *words)
+    assert "for gpt-* but gpt-4*, restricted to inference, from 10.0.0.0/8,192.0.2.1/32 only, expires never" in made.out
+    (row,) = re.findall(r"laptop +gw_user_\S+ +(.+)", ann("key", "list").out)
+    assert re.split("  +", row)[:3] == ["gpt-* but gpt-4*", "inference", "10.0.0.0/8,192.0.2.1/32"]
+    assert "for every model now" in ann("key", "set", "laptop", "--models", "", "--deny", "", "--scopes", "", "--from", "").out
+    document = ann("key", "set", "laptop", "--deny", "x", "--json").json()
+    assert (document["models"], document["denied_models"], document["scopes"], document["networks"]) == ([], ["x"], None, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("laptop",), 2, "name what to change"),
+        (("laptop", "--from", "10.0.0.1/8"), 2, "is no network"),
+        (("laptop", "--scopes", "usage"), 2, "there is no scope 'usage'"),
+        (("tablet", "--models", "a"), 3, "there is no key 'tablet'"),
+    ],
+)
+def test_what_cannot_be_set_of_a_key_is_told_in_a_line(ann: Typed, words: tuple[str, ...], code: int, told: str) -> None:
+    ann("key", "create", "--user", "ann", "--label", "laptop")
+    result = ann("key", "set", *words)
+    assert (result.code, told in result.err, result.err.count("\n")) == (code, True, 1)
+
+
 def test_a_rotation_shows_the_new_secret_and_the_end_of_the_old(ann: Typed) -> None:
     ann("key", "create", "--user", "ann", "--label", "laptop")
     rotated = ann("key", "rotate", "laptop", "--overlap", "1h", "--json").json()

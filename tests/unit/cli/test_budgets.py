@@ -43,8 +43,10 @@ def test_a_key_and_everybody_can_have_one(ann: Typed) -> None:
         (("--user", "ann", "--limit", "1000000"), "too large"),
         (("--user", "ann", "--limit", "5", "--timezone", "Europe/Berln"), "did you mean Europe/Berlin?"),
         (("--user", "eve", "--limit", "5"), "there is no user 'eve'"),
-        (("--limit", "5"), "name one of --key, --user and --global"),
-        (("--user", "ann", "--global", "--limit", "5"), "name one of --key, --user and --global"),
+        (("--team", "blue", "--limit", "5"), "there is no team 'blue'"),
+        (("--limit", "5"), "name one of --key, --user, --team and --global"),
+        (("--user", "ann", "--global", "--limit", "5"), "name one of --key, --user, --team and --global"),
+        (("--user", "ann", "--team", "blue", "--limit", "5"), "name one of --key, --user, --team and --global"),
     ],
 )
 def test_what_cannot_be_a_budget_is_told_in_a_line_and_changes_nothing(ann: Typed, words: tuple[str, ...], told: str) -> None:
@@ -81,6 +83,16 @@ def test_a_model_s_longest_answer_is_set_and_unset(ann: Typed) -> None:
     assert ann("model", "set", "echo", "--max-output", "0", "--json").json()["max_output"] is None
     assert ann("model", "set", "echo", "--max-output", "-1").code == 2
     assert ann("model", "set", "nothing", "--max-output", "1").code == 3
+
+
+def test_a_team_has_a_budget_and_credits(ann: Typed) -> None:
+    ann("team", "create", "blue")
+    made = ann("budget", "set", "--team", "blue", "--period", "total", "--limit", "0", "--json").json()
+    assert (made["kind"], made["name"]) == ("team", "blue")
+    assert ann("credit", "add", "--team", "blue", "--amount", "5").code == 0
+    (listed,) = ann("budget", "list", "--json").json()
+    assert listed["remaining_nano_usd"] == 5 * 10**9
+    assert ann("ledger", "verify").out == "1 entries, 1 budget windows, 0 open holds: 0 differences\n"
 
 
 def test_a_rotated_key_keeps_its_budget(ann: Typed) -> None:

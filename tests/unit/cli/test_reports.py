@@ -26,6 +26,13 @@ def test_a_period_that_makes_no_sense_is_refused(installed: Typed, words: tuple[
     assert installed("report", *words).code == 2
 
 
+def test_a_report_can_be_csv_or_json_lines(installed: Typed) -> None:
+    assert installed("report", "--by", "team,day", "--format", "csv").out.startswith("team,day,team_id,calls,input_uncached,")
+    assert installed("report", "--by", "team", "--format", "jsonl", "-o", "report.jsonl").code == 0
+    assert installed("report", "--format", "csv", "--json").code == 2
+    assert installed("report", "-o", "report.csv").code == 2
+
+
 def test_a_route_is_explained(ann: Typed) -> None:
     result = ann("route", "explain", "--key", "laptop", "--model", "echo")
     assert result.code == 0

@@ -11,7 +11,7 @@ from gateway.core.catalog import Backends, Catalog
 from gateway.errors import Draining, StoreUnavailable
 from gateway.secrets import Vault
 from gateway.settings import Settings
-from tests.factories import Books, candidate, exchange, migrated, price
+from tests.factories import Books, call_limits, candidate, exchange, migrated, price
 
 Admissions = Callable[[bool], Admission]
 
@@ -21,7 +21,7 @@ def made(tmp_path: Path) -> Iterator[tuple[Catalog, Admissions]]:
     """A catalog, and admissions over it, told whether they serve while the database is away."""
     with migrated(tmp_path) as database:
         catalog = Catalog(database, Vault({1: b"m" * 32}, 1), Backends(Services()), Settings().deadlines, None, lambda *secrets: None)
-        yield catalog, lambda serves: Admission(Books(database, tmp_path).holds, catalog, serves)
+        yield catalog, lambda serves: Admission(call_limits(catalog, tmp_path), Books(database, tmp_path).holds, catalog, serves)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_without_a_database_calls_are_served_only_where_the_operator_says_so(mad
 
 def test_where_nothing_can_be_booked_nobody_is_admitted_and_no_upstream_is_paid(made: tuple[Catalog, Admissions], tmp_path: Path) -> None:
     catalog, stuck = made[0], [True]
-    admission = Admission(Books(None, tmp_path).holds, catalog, True, lambda: stuck[0])
+    admission = Admission(call_limits(catalog, tmp_path), Books(None, tmp_path).holds, catalog, True, lambda: stuck[0])
     with pytest.raises(StoreUnavailable) as caught:
         admission.admit(exchange(), [candidate()])
     assert caught.value.retry_after_s == 2.0

@@ -29,7 +29,7 @@ from gateway.store import exchanges, ledger
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import JSON, SSE, Books, Chunks, Scripted, StillClient, call, migrated, principal
+from tests.factories import JSON, SSE, Books, Chunks, Scripted, StillClient, call, call_limits, migrated, principal
 
 DONE = b"data: [DONE]\n\n"
 CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -50,7 +50,7 @@ class Stage:
         self.gateway = Gateway(
             exchanges=self.exchanges,
             router=Router(catalog, "free"),
-            admission=Admission(books.holds, catalog, False),
+            admission=Admission(call_limits(catalog, run_path), books.holds, catalog, False),
             dispatcher=Dispatcher(self.pool, Weighted(), self.metrics),
             ledger=books.ledger,
             housekeeping=Housekeeping(database, books.journal, books.ledger, books.holds, self.presence, run_path / "housekeeping.lock"),

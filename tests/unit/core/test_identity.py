@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def test_key_is_its_users(stage: Stage) -> None:
     key, row = stage.key(label="laptop", models=("gpt-*", "m"))
     assert stage.ask(key) == Principal(row.id, "laptop", stage.user.id, ("gpt-*", "m"))
+
+
+def test_restrictions_are_the_key_s(stage: Stage) -> None:
+    key, _ = stage.key(scopes=("inference",), networks=("10.0.0.0/8",))
+    asked = stage.ask(key)
+    assert (asked.scopes, asked.networks) == (("inference",), (IPv4Network("10.0.0.0/8"),))
+    assert [asked.may_come_from(address) for address in (IPv4Address("10.0.0.1"), IPv4Address("11.0.0.1"), IPv6Address("::1"), None)] == [True, *[False] * 3]
+    assert stage.ask(stage.key()[0]).may_come_from(None)
 
 
 def test_every_reason_is_told_in_the_same_words(stage: Stage) -> None:

@@ -40,6 +40,47 @@ def test_a_key_needs_a_user_a_future_and_models_that_can_be_names(database: Data
         minted(database, secrets, models=("a b",))
 
 
+RESTRICTED: dict[str, tuple[str, ...]] = {"models": ("a",), "denied_models": ("a-*",), "scopes": ("inference",), "networks": ("10.0.0.0/8", "::1/128")}
+
+
+def test_a_key_s_restrictions_are_set_and_lifted_one_by_one(database: Database, secrets: Secrets, ann: str) -> None:
+    key = minted(database, secrets, **{**RESTRICTED, "networks": ("10.0.0.0/8", "::1", "::1/128")}).key
+    assert {name: getattr(key, name) for name in RESTRICTED} == RESTRICTED
+    changed = keys.set_key(database, "laptop", AT, networks=("192.0.2.7",), scopes=())
+    assert (changed.networks, changed.scopes, changed.models, changed.denied_models) == (("192.0.2.7/32",), None, ("a",), ("a-*",))
+    assert keys.set_key(database, "laptop", AT, networks=(), denied_models=()).networks == ()
+
+
+def test_a_rotation_keeps_every_restriction(database: Database, secrets: Secrets, ann: str) -> None:
+    minted(database, secrets, batch="workshop", **RESTRICTED)
+    new = keys.rotate_key(database, secrets.hasher, "laptop", AT, overlap_ms=DAY_MS).new.key
+    assert {name: getattr(new, name) for name in RESTRICTED} == RESTRICTED
+    assert new.batch == "workshop"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"networks": ("10.0.0.1/8",)}, "'10.0.0.1/8' is no network"),
+        ({"networks": ("office",)}, "'office' is no network"),
+        ({"networks": ("10.0.0.0/33",)}, "no network"),
+        ({"networks": tuple(f"10.0.0.{number}" for number in range(101))}, "at most 100"),
+        ({"scopes": ("inferense",)}, "did you mean inference"),
+        ({"scopes": ("xyz",)}, "known: inference, usage:read"),
+        ({"denied_models": ("a b",)}, "model's name"),
+    ],
+)
+def test_what_is_no_restriction_is_told_in_a_line_and_changes_nothing(
+    database: Database, secrets: Secrets, ann: str, fields: dict[str, tuple[str, ...]], told: str
+) -> None:
+    key = minted(database, secrets).key
+    for change in (lambda: minted(database, secrets, **fields), lambda: keys.set_key(database, str(key.id), AT, **fields)):  # type: ignore[arg-type]
+        with pytest.raises(BadRequest, match=told) as error:
+            change()
+        assert "\n" not in str(error.value)
+    assert keys.list_keys(database) == [key]
+
+
 def test_a_list_is_of_everybody_or_of_one_user(database: Database, secrets: Secrets, ann: str) -> None:
     users.create_user(database, "bob", AT)
     first = minted(database, secrets).key

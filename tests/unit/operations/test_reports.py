@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests import factories
 from tests.unit.operations.times import AT
 
 
-def book(database: Database, number: int, key: int, user: int, model: str, amount: int, at: int = AT) -> None:
+def book(database: Database, number: int, key: int, user: int, model: str, amount: int, at: int = AT, team: int | None = None) -> None:
     name = f"exchange-{number}"
     entry = ledger.Entry(
         exchange=name,
@@ -33,6 +34,7 @@ def book(database: Database, number: int, key: int, user: int, model: str, amoun
         deployment="d",
         total_ms=5,
         at=at,
+        team=team,
     )
     row = ExchangeRow(id=name, owner="o", api_key=key, user=user, model=model, status=200, ending="complete", receipt=json.dumps({}), at=at)
     factories.booked(database, entry, row)
@@ -84,3 +86,23 @@ def test_a_dimension_that_does_not_exist_is_refused_with_those_that_do(booked: D
 def test_a_period_that_ends_before_it_begins_is_refused(booked: Database) -> None:
     with pytest.raises(BadRequest, match="ends before"):
         reports.report(booked, AT, AT, ("model",))
+
+
+def test_a_report_by_team_has_its_name_and_who_had_none_under_none(booked: Database, secrets: Secrets) -> None:
+    team = booked.write(lambda: accounts.create_team("research", AT))
+    book(booked, 5, 1, 1, "m", 1_000, team=team.id)
+    book(booked, 6, 1, 1, "m", 10, team=99)
+    lines = reports.report(booked, AT, AT + 1, ("team",))
+    assert [(dict(line.names), dict(line.ids), line.calls, line.amount) for line in lines] == [
+        ({"team": ""}, {}, 4, 158),
+        ({"team": "#99"}, {"team": 99}, 1, 10),
+        ({"team": "research"}, {"team": team.id}, 1, 1_000),
+    ]
+
+
+def test_rows_for_other_programs_have_every_bucket_and_exact_amounts(booked: Database) -> None:
+    by = ("user", "day")
+    *_, row = reports.rows(by, reports.report(booked, AT, AT + 1, by))
+    assert tuple(row) == reports.columns(by)
+    assert (row["user"], row["user_id"], row["day"], row["calls"], row["input_uncached"], row["audio_in"]) == ("bob", 2, "2027-01-15", 1, 10, 0)
+    assert (row["amount_usd"], row["amount_nano_usd"]) == (Decimal("0.000000007"), 7)

@@ -76,6 +76,12 @@ def test_a_key_that_is_refused_is_said_to_be(database: Database, secrets: Secret
     assert len(found.candidates) == 1
 
 
+def test_a_key_that_may_only_read_its_usage_is_said_to(database: Database, secrets: Secrets, settings: Settings, key: str) -> None:
+    create_deployment(database, "d", "m", "echo", AT, Wishes())
+    keys.set_key(database, key, AT, scopes=("usage:read",))
+    assert "no scope 'inference'" in explained(database, secrets, settings).refusal
+
+
 def test_a_model_without_a_price_is_refused_where_the_settings_say_so(database: Database, secrets: Secrets, refusing: Settings, key: str) -> None:
     create_deployment(database, "d", "m", "echo", AT, Wishes())
     found = explained(database, secrets, refusing)

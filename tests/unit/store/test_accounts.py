@@ -90,3 +90,22 @@ def test_a_hash_is_taken_once_and_a_key_needs_its_user(database: Database) -> No
 
 def test_no_value_shows_a_hash(database: Database) -> None:
     assert "hash" not in repr(key(database, user(database).id))
+
+
+def test_a_batch_is_made_found_and_revoked_together(database: Database) -> None:
+    ann, bob = user(database), user(database, "bob")
+    single = key(database, ann.id)
+    new = [accounts.NewKey(f"h{number}", "gw_user_", f"{number:04}", f"w-{number}") for number in range(accounts.CHUNK + 50)]
+    made = database.write(lambda: accounts.create_batch(bob.id, new, "w", 2000, expires_at=9000, models=["a"], networks=["10.0.0.0/8"]))
+    assert [item.label for item in made] == [one.label for one in new]
+    assert {(item.user_id, item.batch, item.expires_at, item.models, item.networks, item.scopes) for item in made} == {
+        (bob.id, "w", 9000, ("a",), ("10.0.0.0/8",), None)
+    }
+    assert database.read(lambda: accounts.find_key("h7")) == made[7]
+    assert database.read(lambda: accounts.list_keys(ann.id, "w")) == []
+    assert database.read(lambda: accounts.list_keys(bob.id, "w")) == made
+
+    database.write(lambda: accounts.revoke_key(made[0].id, 3000))
+    assert database.write(lambda: accounts.revoke_batch("w", 4000)) == len(made) - 1
+    assert [item.revoked_at for item in database.read(lambda: accounts.list_keys(batch="w"))] == [3000, *[4000] * (len(made) - 1)]
+    assert database.read(lambda: accounts.find_key_by_id(single.id)) == single

@@ -148,10 +148,10 @@ def test_totals_are_exact_and_grouped_by_anything(database: Database) -> None:
         ({"day": "2026-03-02", "user": 3}, 1, 2),
         ({"day": "2026-03-02", "user": 4}, 1, 1),
     ]
-    every = database.read(lambda: ledger.totals(NOON + 1, NOON + 9 * DAY, ["user", "key", "model", "deployment", "ending", "day"]))
+    every = database.read(lambda: ledger.totals(NOON + 1, NOON + 9 * DAY, ["team", "user", "key", "model", "deployment", "ending", "day"]))
     assert [dict(total.group) for total in every] == [
-        {"user": 3, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "client_gone", "day": "2026-03-02"},
-        {"user": 4, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "complete", "day": "2026-03-02"},
+        {"team": 5, "user": 3, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "client_gone", "day": "2026-03-02"},
+        {"team": 5, "user": 4, "key": 11, "model": "gpt-4o", "deployment": "main", "ending": "complete", "day": "2026-03-02"},
     ]
 
 
@@ -161,3 +161,13 @@ def test_totals_of_nothing_are_zero_and_of_unknown_groups_refused(database: Data
     assert database.read(lambda: ledger.totals(0, 1, ["user"])) == []
     with pytest.raises(KeyError):
         database.read(lambda: ledger.totals(0, 1, ["colour"]))
+
+
+def test_rows_come_in_pages_by_time_with_every_column_and_the_seal(database: Database) -> None:
+    for number, moment in enumerate([2, 1, 1, 1, 0]):
+        book(database, replace(ENTRY, exchange=f"x{number}", at=NOON + moment))
+    page = database.read(lambda: ledger.booked_rows(NOON + 1, NOON + 3, (NOON + 1, 0), 2))
+    rest = database.read(lambda: ledger.booked_rows(NOON + 1, NOON + 3, (page[-1]["at"], page[-1]["id"]), 10))
+    assert [row["exchange"] for row in [*page, *rest]] == ["x1", "x2", "x3", "x0"]
+    assert set(page[0]) == {"id", "seal", *ledger.SEALED}
+    assert (page[0]["corrects_id"], page[0]["windows"], page[0]["seal"]) == (None, "[]", seal(ledger.sealed_text([page[0][name] for name in ledger.SEALED])))

@@ -1,0 +1,110 @@
+"""`gateway key bulk` and `gateway key report`: keys that belong together."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from gateway.cli.accounts import EXPIRY, key_document, permitted, restrictions, shown
+from gateway.cli.budgets import AMOUNT
+from gateway.cli.opened import now_ms, opened
+from gateway.cli.printing import emit, json_option, moment, table
+from gateway.cli.reports import INPUT, OUTPUT
+from gateway.operations import batches
+from gateway.operations.batches import KEYS, KeyLine, Owner
+from gateway.operations.keys import MintedKey, key_state
+from gateway.operations.prices import usd
+from gateway.store.accounts import KeyFields
+
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+
+
+@click.command("bulk")
+@click.option("--batch", "name", required=True, metavar="NAME", help="What they are together, such as workshop-nov; their labels begin with it.")
+@click.option("--count", type=click.IntRange(1, KEYS), required=True, help="How many.")
+@click.option("--user", "user_name", default="", metavar="NAME", help="Whose keys they are. Default: a new user's, who is called like the batch.")
+@click.option("--team", default="", metavar="NAME", help="The team of the new user. Default: none.")
+@click.option("--expires", type=EXPIRY, metavar="4h|2026-12-31", help="When they end. Default: never.")
+@click.option("--budget", "budget_nano", type=AMOUNT, metavar="USD", help="What each may spend in total. Default: no budget of its own.")
+@restrictions
+@csv_option
+@json_option
+def create_batch(
+    name: str, count: int, user_name: str, team: str, expires: int | None, budget_nano: int | None, fields: KeyFields, as_csv: bool, as_json: bool
+) -> None:
+    """Create many keys at once, each with its own budget. The secrets are shown once, now: as a sheet to be cut up, as CSV or as JSON."""
+    if user_name and team:
+        raise click.UsageError("name --user or --team: the team is that of a new user")
+    with opened() as here:
+        hasher, owner = here.secrets().hasher, Owner(user_name, team)
+        minted = batches.create_batch(here.database, hasher, name, count, owner, now_ms(), budget_nano=budget_nano, expires_at=expires, **fields)
+    document = [{**key_document(one.key, one.key.created_at), "key": one.secret.reveal(), "budget_nano_usd": budget_nano} for one in minted]
+    emit(as_json, document, _csv_of(minted, budget_nano) if as_csv else lambda: _sheet(minted, budget_nano))
+
+
+def _csv_of(minted: Sequence[MintedKey], budget_nano: int | None) -> Callable[[], list[str]]:
+    headings = ("label", "key", "id", "user", "models", "budget_usd", "expires")
+    budget = "" if budget_nano is None else usd(budget_nano)
+    rows = [(one.key.label, one.secret.reveal(), one.key.id, one.key.user_name, " ".join(one.key.models), budget, moment(one.key.expires_at)) for one in minted]
+    return lambda: _csv_lines([headings, *rows])
+
+
+def _csv_lines(rows: Sequence[Sequence[object]]) -> list[str]:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().splitlines()
+
+
+def _sheet(minted: Sequence[MintedKey], budget_nano: int | None) -> Iterator[str]:
+    budget = "" if budget_nano is None else f", {usd(budget_nano)} USD in total"
+    for one in minted:
+        yield from ("-" * 72, f"{one.key.label}: {permitted(one.key)}{budget}, until {moment(one.key.expires_at, 'it is revoked')}", "")
+        yield from (f"    {one.secret.reveal()}", "")
+    yield "-" * 72
+
+
+@click.command("report")
+@click.option("--batch", "name", required=True, metavar="NAME", help="The batch.")
+@csv_option
+@json_option
+def report_batch(name: str, as_csv: bool, as_json: bool) -> None:
+    """Show what each key of a batch used, from the ledger, and what is left of its budget."""
+    at = now_ms()
+    with opened() as here:
+        lines = batches.batch_report(here.database, name, at)
+    rows = [_row(line, at) for line in lines]
+    headings = ("LABEL", "KEY", "CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD", "LEFT", "LAST USED", "STATE")
+    as_text = _csv_lines([[heading.lower() for heading in headings], *rows]) if as_csv else table(headings, [*rows, _total(lines)], right=headings[2:7])
+    emit(as_json, {"batch": name, "keys": [_document(line, at) for line in lines]}, lambda: as_text)
+
+
+def _row(line: KeyLine, at: int) -> tuple[object, ...]:
+    left = "" if line.left is None else usd(line.left)
+    return (line.key.label, shown(line.key), *_numbers(line), usd(line.used.amount), left, moment(line.used.last_at, "never"), key_state(line.key, at))
+
+
+def _numbers(line: KeyLine) -> tuple[int, int, int]:
+    """Calls, tokens in, tokens out."""
+    return line.used.calls, sum(line.used.buckets[bucket] for bucket in INPUT), sum(line.used.buckets[bucket] for bucket in OUTPUT)
+
+
+def _total(lines: Sequence[KeyLine]) -> tuple[object, ...]:
+    calls, tokens_in, tokens_out = (sum(numbers) for numbers in zip(*map(_numbers, lines), strict=True))
+    used = sum(1 for line in lines if line.used.calls)
+    return "total", f"{used} of {len(lines)} used", calls, tokens_in, tokens_out, usd(sum(line.used.amount for line in lines)), "", "", ""
+
+
+def _document(line: KeyLine, at: int) -> dict[str, Any]:
+    return {
+        **key_document(line.key, at),
+        "calls": line.used.calls,
+        "tokens": line.used.buckets,
+        "amount_nano_usd": line.used.amount,
+        "cost_nano_usd": line.used.cost,
+        "left_nano_usd": line.left,
+        "last_used_at": line.used.last_at,
+    }

@@ -1,0 +1,318 @@
+"""Limits shared by the workers of a host: a SQLite file in the run directory, one short transaction for each decision.
+
+Rates are GCRA cells: when a bucket that holds a minute's worth, and drains evenly, will be empty. Calls at once and queues are rows
+that carry their owner: those of a worker that died are removed by whoever finds them in the way. Times are CLOCK_MONOTONIC, which the
+host's processes share and no clock change moves; a file belongs to one boot. Losing it loses counters, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Line, Standing, StateUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection, int], T]
+MINUTE_NS = 60_000_000_000
+BLOCK_S = 0.005
+"""How long another worker's decision may block the hub. It takes microseconds, but on a busy machine its worker must get a core first."""
+PATIENCE_S, BUSY_WAIT_S = 1.0, 0.002
+"""Where the file is not to be had for so long, asked for so often, something else is wrong."""
+RETRY_S = 1.0
+"""When to come back where nobody can tell."""
+PACE_SHARE = 0.2
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS cell (subject TEXT, resource TEXT, empty_at INTEGER, PRIMARY KEY (subject, resource)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease (subject TEXT, owner TEXT, call TEXT, PRIMARY KEY (subject, owner, call)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY, turn INTEGER, moved_at INTEGER, pace INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waiter (seq INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT, call TEXT UNIQUE, owner TEXT, api_key INTEGER, turn INTEGER);
+CREATE INDEX IF NOT EXISTS waiter_turn ON waiter (queue, turn, seq);
+"""
+
+
+class SqliteLimits:
+    """Of one worker, `owner`; `alive` tells whether the worker of such an id still runs. Opens its file at the first use, so it may be built before a fork."""
+
+    def __init__(self, directory: Path, owner: str, alive: Callable[[str], bool], clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._path = directory / f"state-{_boot()}.db"
+        self._owner, self._alive, self._clock = owner, alive, clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def take(self, call: str, limits: Sequence[Limit], tokens: int, queue: str | None = None) -> Full | tuple[Standing, ...]:
+        return self._run(lambda db, now: self._take(db, now, call, limits, tokens, queue))
+
+    def finish(self, call: str, limits: Sequence[Limit], tokens: int, used: int) -> None:
+        # What a call really used may fill a bucket beyond its brim: nobody knew before.
+        self._correct(call, limits, lambda rate: MINUTE_NS * used // rate - _cost(rate, tokens), 0)
+
+    def give_back(self, call: str, limits: Sequence[Limit], tokens: int) -> None:
+        self._correct(call, limits, lambda rate: -_cost(rate, tokens), -1)
+
+    def standings(self, limits: Sequence[Limit]) -> tuple[Standing, ...]:
+        def work(db: sqlite3.Connection, now: int) -> tuple[Standing, ...]:
+            cells, found = _cells(db, limits), list[Standing]()
+            for limit in limits:
+                found += [_standing(limit.subject, resource, rate, cells.get((limit.subject, resource), 0), now) for resource, rate in _rates(limit)]
+                if limit.concurrency is not None:
+                    used = self._count(db, limit.subject, 1)
+                    found.append(Standing(limit.subject, CONCURRENCY, limit.concurrency, max(limit.concurrency - used, 0), 0.0))
+            return tuple(found)
+
+        return self._run(work)
+
+    def join(self, queue: str, call: str, key: int, size: int) -> bool:
+        def work(db: sqlite3.Connection, now: int) -> bool:
+            self._first(db, queue)
+            turn = _one(db, "SELECT coalesce(max(turn), -1) + 1 FROM waiter WHERE queue = ? AND api_key = ?", queue, key)
+            turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM queue WHERE name = ?), 0)", queue))
+            if _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue) >= size:
+                last = db.execute("SELECT turn, seq FROM waiter WHERE queue = ? ORDER BY turn DESC, seq DESC LIMIT 1", (queue,)).fetchone()
+                if last is None or last[0] <= turn:
+                    return False
+                db.execute("DELETE FROM waiter WHERE seq = ?", (last[1],))  # of the key that has the most of the queue
+            db.execute("INSERT INTO waiter (queue, call, owner, api_key, turn) VALUES (?, ?, ?, ?, ?)", (queue, call, self._owner, key, turn))
+            return True
+
+        return self._run(work)
+
+    def line(self, queue: str) -> Line:
+        def work(db: sqlite3.Connection, now: int) -> Line:
+            first = self._first(db, queue)
+            own = db.execute("SELECT call FROM waiter WHERE queue = ? AND owner = ?", (queue, self._owner)).fetchall()
+            return Line(first[0] if first else None, frozenset(row[0] for row in own))
+
+        return self._run(work)
+
+    def leave(self, queue: str, call: str) -> None:
+        self._run(lambda db, now: db.execute("DELETE FROM waiter WHERE call = ?", (call,)))
+
+    def wait_s(self, queue: str) -> float:
+        def work(db: sqlite3.Connection, now: int) -> float:
+            return _wait_s(db, queue)
+
+        return self._run(work)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a worker has used it since the host's last boot."""
+        return self._path.exists()
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            self._drop()
+
+    # decisions
+
+    def _take(self, db: sqlite3.Connection, now: int, call: str, limits: Sequence[Limit], tokens: int, queue: str | None) -> Full | tuple[Standing, ...]:
+        first = self._first(db, queue) if queue is not None else None
+        if queue is not None and first is not None and first[0] != call:
+            return Full(queue, QUEUE, 0, _wait_s(db, queue))
+        cells, changed, standings = _cells(db, limits), list[tuple[str, str, int]](), list[Standing]()
+        full: Full | None = None
+        for limit in limits:
+            for resource, rate in _rates(limit):
+                before = max(cells.get((limit.subject, resource), 0), now)
+                after = before + _cost(rate, 1 if resource == REQUESTS else tokens)
+                if full is None and after > now + MINUTE_NS:
+                    full = Full(limit.subject, resource, rate, (after - now - MINUTE_NS) / 1e9)
+                changed.append((limit.subject, resource, after))
+                standings.append(_standing(limit.subject, resource, rate, before, now))
+            if limit.concurrency is not None:
+                used = self._count(db, limit.subject, limit.concurrency)
+                if full is None and used >= limit.concurrency:
+                    full = Full(limit.subject, CONCURRENCY, limit.concurrency, RETRY_S)
+                standings.append(Standing(limit.subject, CONCURRENCY, limit.concurrency, max(limit.concurrency - used, 0), 0.0))
+        if full is not None:
+            return Full(full.subject, full.resource, full.limit, full.retry_after_s, tuple(standings))
+        db.executemany("INSERT OR REPLACE INTO cell VALUES (?, ?, ?)", changed)
+        db.executemany("INSERT INTO lease VALUES (?, ?, ?)", [(limit.subject, self._owner, call) for limit in limits if limit.concurrency is not None])
+        if queue is not None and first is not None:
+            _move_on(db, queue, call, first[1], now)
+        after_take = {(subject, resource): empty_at for subject, resource, empty_at in changed}
+        return tuple([_taken(standing, after_take.get((standing.subject, standing.resource)), now) for standing in standings])
+
+    def _correct(self, call: str, limits: Sequence[Limit], tokens: Callable[[int], int], requests: int) -> None:
+        """Free the call's places, and move its buckets: by `tokens(rate)` nanoseconds, and by so many `requests`."""
+        places = [(limit.subject, self._owner, call) for limit in limits if limit.concurrency is not None]
+        moves = [
+            (_cost(rate, 1) * requests if resource == REQUESTS else tokens(rate), limit.subject, resource)
+            for limit in limits
+            for resource, rate in _rates(limit)
+        ]
+
+        def work(db: sqlite3.Connection, now: int) -> None:
+            db.executemany("DELETE FROM lease WHERE subject = ? AND owner = ? AND call = ?", places)
+            changes = [(now if change > 0 else 0, *change_of) for change_of in moves if (change := change_of[0])]
+            db.executemany("UPDATE cell SET empty_at = max(empty_at, ?) + ? WHERE subject = ? AND resource = ?", changes)
+
+        if places or any(move[0] for move in moves):
+            self._run(work)
+
+    def _count(self, db: sqlite3.Connection, subject: str, enough: int) -> int:
+        """Calls under way; where they are `enough` to be in the way, without those of workers that are gone."""
+        owners = dict[str, int](db.execute("SELECT owner, count(*) FROM lease WHERE subject = ? GROUP BY owner", (subject,)).fetchall())
+        if sum(owners.values()) < enough:
+            return sum(owners.values())
+        for owner in [owner for owner in owners if not self._alive(owner)]:
+            db.execute("DELETE FROM lease WHERE owner = ?", (owner,))
+            del owners[owner]
+        return sum(owners.values())
+
+    def _first(self, db: sqlite3.Connection, queue: str) -> tuple[str, int] | None:
+        """Who is next, and its turn; those whose worker is gone are removed."""
+        while row := db.execute("SELECT call, turn, owner FROM waiter WHERE queue = ? ORDER BY turn, seq LIMIT 1", (queue,)).fetchone():
+            if self._alive(row[2]):
+                return row[0], row[1]
+            db.execute("DELETE FROM waiter WHERE owner = ?", (row[2],))
+        return None
+
+    # the file
+
+    def _run(self, work: Work[T]) -> T:
+        """`work` in a transaction of its own. Nothing in it waits, so no other greenlet runs before its end."""
+        deadline, replaced = time.monotonic() + PATIENCE_S, False
+        while True:
+            try:
+                with self._lock:
+                    return self._once(work)
+            except sqlite3.Error as error:
+                busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                damaged = not busy and not replaced and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+                if not (busy or damaged) or time.monotonic() > deadline:
+                    raise StateUnavailable(f"the state of the limits, {self._path.name}, cannot be used: {error}") from error
+                if damaged:
+                    replaced = True
+                    self._discard()
+            except OSError as error:
+                raise StateUnavailable(f"the state of the limits, {self._path.name}, cannot be used: {error.strerror}") from error
+            time.sleep(BUSY_WAIT_S)
+
+    def _once(self, work: Work[T]) -> T:
+        db = self._connection
+        if db is None or not self._is_current():
+            self._drop()
+            db = self._open()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(db, self._clock())
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        return result
+
+    def _is_current(self) -> bool:
+        """Whether the open file is still the one that the others use: one of them may have replaced it, or somebody tidied up."""
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for other in self._path.parent.glob("state-*.db*"):
+            if not other.name.startswith(self._path.name):  # an earlier boot's
+                other.unlink(missing_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._inode = os.fstat(file).st_ino
+        os.close(file)
+        db = sqlite3.connect(self._path, timeout=BLOCK_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")
+            db.executescript(_SCHEMA)
+        except BaseException:
+            db.close()
+            raise
+        self._connection = db
+        return db
+
+    def _discard(self) -> None:
+        """The file is damaged: away with it, unless another worker has replaced it already."""
+        with self._lock, contextlib.suppress(OSError):
+            self._drop()
+            with open(self._path.parent / "state.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _sound(self._path):
+                    for suffix in ("-wal", "-shm", ""):
+                        Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _sound(path: Path) -> bool:
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=PATIENCE_S)) as db:
+        return bool(db.execute("PRAGMA quick_check").fetchone() == ("ok",))
+    return False
+
+
+def _rates(limit: Limit) -> list[tuple[str, int]]:
+    return [(resource, rate) for resource, rate in ((REQUESTS, limit.rpm), (TOKENS, limit.tpm)) if rate is not None]
+
+
+def _cost(rate: int, amount: int) -> int:
+    """Nanoseconds of a bucket that `amount` fills. No call fills more than all of it, or it could never begin."""
+    return MINUTE_NS * min(amount, rate) // rate
+
+
+def _cells(db: sqlite3.Connection, limits: Sequence[Limit]) -> dict[tuple[str, str], int]:
+    subjects = [limit.subject for limit in limits if limit.rpm is not None or limit.tpm is not None]
+    if not subjects:
+        return {}
+    rows = db.execute(f"SELECT subject, resource, empty_at FROM cell WHERE subject IN ({', '.join('?' * len(subjects))})", subjects)  # noqa: S608
+    return {(subject, resource): empty_at for subject, resource, empty_at in rows}
+
+
+def _standing(subject: str, resource: str, rate: int, empty_at: int, now: int) -> Standing:
+    backlog = max(empty_at - now, 0)
+    return Standing(subject, resource, rate, max(MINUTE_NS - backlog, 0) * rate // MINUTE_NS, backlog / 1e9)
+
+
+def _taken(standing: Standing, empty_at: int | None, now: int) -> Standing:
+    """The same after the call has begun."""
+    if empty_at is not None:
+        return _standing(standing.subject, standing.resource, standing.limit, empty_at, now)
+    return Standing(standing.subject, standing.resource, standing.limit, standing.remaining - 1, standing.reset_s)
+
+
+def _one(db: sqlite3.Connection, sql: str, *values: object) -> int:
+    return int(db.execute(sql, values).fetchone()[0])
+
+
+def _move_on(db: sqlite3.Connection, queue: str, call: str, turn: int, now: int) -> None:
+    """The first has begun: the next turn is up. Notes how fast the queue moves."""
+    db.execute("DELETE FROM waiter WHERE call = ?", (call,))
+    row = db.execute("SELECT moved_at, pace FROM queue WHERE name = ?", (queue,)).fetchone()
+    pace = 0
+    if row is not None and now - row[0] < MINUTE_NS:
+        pace = int(row[1] + PACE_SHARE * (now - row[0] - row[1])) if row[1] else now - row[0]
+    db.execute("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?)", (queue, turn, now, pace))
+
+
+def _wait_s(db: sqlite3.Connection, queue: str) -> float:
+    row = db.execute("SELECT pace FROM queue WHERE name = ?", (queue,)).fetchone()
+    waiting = _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue)
+    return max(RETRY_S, row[0] / 1e9 * (waiting + 1)) if row is not None else RETRY_S
+
+
+def _boot() -> str:
+    """What tells this boot of the host from others: monotonic times of another mean nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "boot"
