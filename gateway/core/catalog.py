@@ -18,7 +18,7 @@ from gateway.errors import BadRequest, GatewayError, PluginError
 from gateway.secrets import SecretsError, Vault
 from gateway.store import catalog as store_catalog
 from gateway.store.catalog import CatalogRows, Price, proxy_place
-from gateway.store.database import Database
+from gateway.store.database import Database, SchemaMismatch
 from gateway.store.pools import Credential, credential_place
 
 log = logging.getLogger(__name__)
@@ -198,6 +198,8 @@ class Catalog:
     def refresh(self) -> None:
         """Load the rows if the generation moved. Never raises: what goes wrong is in the log, and the last snapshot stays."""
         try:
+            if self.generation < 0 and not self._fits():
+                return
             if self._database.read(store_catalog.generation) != self.generation:
                 self.snapshot = self._built(self._database.read(store_catalog.load))
             self.reachable, self.confirmed_at = True, time.time()
@@ -208,6 +210,17 @@ class Catalog:
             self._tell("the catalog was not refreshed", error)
         else:
             self._tell_the_end()
+
+    def _fits(self) -> bool:
+        """Whether the database's schema is this program's. Asked before the first load only: a newer program may migrate while this one still serves."""
+        try:
+            pending = self._database.pending()
+        except SchemaMismatch as error:
+            self._tell(str(error), None)
+            return False
+        if pending:
+            self._tell(f"migrations are pending ({', '.join(pending)}); run `gateway migrate`", None)
+        return not pending
 
     def _tell(self, text: str, error: Exception | None) -> None:
         """At once, then once in a while: what lasts must not fill the log."""

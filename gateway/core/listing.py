@@ -12,6 +12,7 @@ from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog, Deployment, Snapshot
 from gateway.core.globs import is_glob, matches
 from gateway.core.identity import Principal
+from gateway.core.routing import not_loaded
 from gateway.errors import GatewayError
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ class Listing:
         self._guard = threading.Lock()
 
     def names(self, principal: Principal) -> list[str]:
-        """Sorted; at most 2 s late."""
+        """Sorted; at most 2 s late. Raises StoreUnavailable before the first catalog: an empty list would say that there is nothing."""
         snapshot = self._catalog.snapshot
+        if snapshot.generation < 0:
+            raise not_loaded()
         names = {name for name in snapshot.deployments if not is_glob(name)}
         behind = [(glob, deployment) for glob in snapshot.globs for deployment in _usable(snapshot.deployments[glob])]
         self._ask([deployment for _, deployment in behind])

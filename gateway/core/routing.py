@@ -33,8 +33,8 @@ class Router:
         """
         model, call = exchange.model_asked, exchange.call
         snapshot = self._catalog.snapshot
-        if snapshot.generation < 0:  # a worker that began while the database was away: it cannot tell what exists
-            raise StoreUnavailable("The configuration is not loaded yet: the database did not answer. Try again.", retry_after_s=1.0)
+        if snapshot.generation < 0:  # a worker that began while the database was away, or not migrated: it cannot tell what exists
+            raise not_loaded()
         deployments = snapshot.find(model)
         if not deployments:
             raise ModelNotFound(f"The model '{model}' does not exist here; GET /v1/models lists those that your key may use.", param="model")
@@ -68,3 +68,8 @@ def _nothing_usable(model: str, exchange: Exchange) -> Exception:
     if "no_price" in reasons:
         return PermissionDenied(f"The model '{model}' has no price, and this gateway refuses unpriced models.", code="model_not_priced", param="model")
     return NoDeploymentAvailable(f"No deployment of the model '{model}' is usable; the operator finds the reason with `gateway doctor`.")
+
+
+def not_loaded() -> StoreUnavailable:
+    """What is told before the first catalog."""
+    return StoreUnavailable("The configuration is not loaded yet: the database did not answer, or is not migrated. Try again.", retry_after_s=1.0)

@@ -291,7 +291,8 @@ class RunningGateway:
         self.write(work)
         return name
 
-    def start(self) -> None:
+    def start(self, ready: int = 200) -> None:
+        """Returns when /readyz answers so."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_", "DATABASE_URL"))}
         environment |= {"PYTHONPATH": str(ROOT)} | self.settings_environment()
         command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
@@ -302,7 +303,7 @@ class RunningGateway:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{self.log_path.read_text()[-4000:]}")
             try:
-                if self.get("/readyz", key=None).status == 200:
+                if self.get("/readyz", key=None).status == ready:
                     return
             except OSError:
                 time.sleep(0.05)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -31,10 +32,11 @@ class Postgres:
     """`with Postgres(directory) as server: server.url("name")`. Skips the test where PostgreSQL is not installed.
 
     The server refuses to run as root: root's tests lend it an unprivileged user and a directory that this user can reach.
+    `options`: the server's settings; by default it is quick, and its data would not survive a loss of power.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, options: Sequence[str] = _FAST) -> None:
+        self._directory, self._options = directory, options
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._user = _unprivileged() if os.geteuid() == 0 else None
         self._server: subprocess.Popen[bytes] | None = None
@@ -72,7 +74,7 @@ class Postgres:
         return ["setpriv", f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
 
     def start(self) -> None:
-        settings = (f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", *_FAST)
+        settings = (f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", *self._options)
         arguments = [part for setting in settings for part in ("-c", setting)]
         guard = [*(self._as_user() or ["setpriv"]), "--pdeathsig", "INT"]  # a killed test run leaves no server behind
         command = [*guard, str(binary("postgres")), "-D", str(self._data), *arguments]

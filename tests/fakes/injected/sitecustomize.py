@@ -2,7 +2,7 @@
 
 This directory on PYTHONPATH makes Python import this file at its start; INJECTED names a directory. A file there arms what it is named after:
 a point ends the worker that passes it first by kill -9 (the file is then called `<point>.reached`), a mutant holds as long as its file is there.
-Points concern calls that end well; what the housekeeping books does not pass them.
+Points concern calls that end well; what the housekeeping books does not pass them. The number in `clock` is by how many seconds the wall clock is off.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -164,5 +165,14 @@ class Finder:
         return spec
 
 
+def off_s() -> int:
+    try:
+        return int((PLACE / "clock").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 if PLACE.is_dir():
+    wall, wall_ns = time.time, time.time_ns
+    time.time, time.time_ns = lambda: wall() + off_s(), lambda: wall_ns() + off_s() * 10**9
     sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from gateway.secrets import Vault
 from gateway.store import catalog as rows
 from gateway.store import pools
 from gateway.store.database import Database
+from gateway.store.models import database as bound
 from tests.factories import Scripted, deployment, migrated, price
 
 SCRIPTED = "tests.factories:Scripted"
@@ -145,6 +146,31 @@ def test_nothing_is_there_before_the_first_load(stage: Stage) -> None:
     catalog = stage.catalog()
     assert catalog.generation == -1
     assert not catalog.snapshot.deployments
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("INSERT INTO schema_migration (name, applied) VALUES ('9999_future', '2030-01-01 00:00:00')", "newer than this program"),
+        ("DELETE FROM schema_migration WHERE name = '0003_money'", "migrations are pending (0003_money"),
+    ],
+)
+def test_schema_that_is_not_this_program_s_is_not_begun_with_and_told(stage: Stage, caplog: pytest.LogCaptureFixture, change: str, told: str) -> None:
+    stage.database.write(lambda: bound.execute_sql(change))
+    catalog = stage.catalog()
+    catalog.refresh()
+    assert catalog.generation == -1
+    assert told in caplog.text
+
+
+def test_schema_that_a_newer_program_migrates_meanwhile_is_gone_on_with(stage: Stage) -> None:
+    catalog = stage.catalog()
+    catalog.refresh()
+    loaded = catalog.generation
+    stage.database.write(lambda: bound.execute_sql("INSERT INTO schema_migration (name, applied) VALUES ('9999_future', '2030-01-01 00:00:00')"))
+    stage.database.write(lambda: rows.create_model("later", 0))
+    catalog.refresh()
+    assert catalog.generation > loaded >= 0
 
 
 def test_deployment_carries_what_was_configured(stage: Stage) -> None:
@@ -309,7 +335,7 @@ def test_failure_that_lasts_is_told_at_once_then_once_a_minute_and_its_end_once(
             raise StoreUnavailable("The database did not answer.")
         return stage.database.read(work)
 
-    database: Any = SimpleNamespace(read=read)
+    database: Any = SimpleNamespace(read=read, pending=lambda: read(list))
     catalog = Catalog(database, stage.vault, stage.backends, DEFAULTS, None, lambda *secrets: None, lambda: now)
     with caplog.at_level(logging.INFO):
         for second in range(0, 121, 20):

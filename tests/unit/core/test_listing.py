@@ -12,7 +12,7 @@ import pytest
 from gateway.backend import Target
 from gateway.core.catalog import Deployment, Snapshot, is_glob
 from gateway.core.listing import DEADLINE_S, KEEP_FAILURE_S, KEEP_S, Listing
-from gateway.errors import UpstreamUnreachable
+from gateway.errors import StoreUnavailable, UpstreamUnreachable
 from gateway.store.catalog import Price
 from tests.factories import Clock, Scripted, deployment, price, principal
 
@@ -34,10 +34,12 @@ class Lister(Scripted):
 
 
 class Stage:
-    def __init__(self, deployments: dict[str, list[Deployment]], prices: dict[str, list[Price]] | None = None, unpriced: str = "free") -> None:
+    def __init__(
+        self, deployments: dict[str, list[Deployment]], prices: dict[str, list[Price]] | None = None, unpriced: str = "free", generation: int = 1
+    ) -> None:
         self.clock = Clock()
         globs = sorted(filter(is_glob, deployments), key=len, reverse=True)
-        catalog: Any = SimpleNamespace(snapshot=Snapshot(1, deployments, globs, prices or {}))
+        catalog: Any = SimpleNamespace(snapshot=Snapshot(generation, deployments, globs, prices or {}))
         self.listing = Listing(catalog, unpriced, self.clock)
 
     def names(self, *models: str) -> list[str]:
@@ -51,6 +53,12 @@ def behind(backend: Scripted, name: str = "any", **fields: Any) -> list[Deployme
 def test_names_of_the_catalog_are_listed_in_order() -> None:
     stage = Stage({"b": behind(Scripted(), "1"), "a": behind(Scripted(), "2")})
     assert stage.names() == ["a", "b"]
+
+
+def test_before_the_first_catalog_nobody_is_told_that_there_is_nothing() -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        Stage({}, generation=-1).names()
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1.0)
 
 
 def test_only_what_the_key_may_use_is_listed() -> None:

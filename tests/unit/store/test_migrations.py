@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +28,22 @@ database = Database(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 print(database.migrate())
+"""
+KILLED = """
+import os, signal, sys
+import peewee
+from gateway.store.database import Database
+left, execute = int(sys.argv[2]), peewee.Database.execute_sql
+
+def execute_sql(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return execute(*arguments, **options)
+
+peewee.Database.execute_sql = execute_sql
+Database(sys.argv[1]).migrate()
 """
 
 
@@ -56,6 +73,17 @@ def test_processes_that_start_together_apply_each_migration_once(url: str, opene
 
     assert answers == ["['0001_initial', '0002_deployment_proxy', '0003_money', '0004_alerts']", "[]", "[]", "[]"]
     assert opened(url, migrate=False).pending() == []
+
+
+def test_a_runner_that_is_killed_at_any_moment_leaves_what_the_next_one_finishes(url: str, opened: Opener) -> None:
+    for statement in (8, 30, 60):
+        assert subprocess.run([sys.executable, "-c", KILLED, url, str(statement)], timeout=30).returncode == -signal.SIGKILL
+    database = opened(url, migrate=False)
+    before = database.pending()
+    assert database.migrate() == before
+    assert "0003_money" in before
+    difference = database.read(lambda: diff_models(bound, MODELS))
+    assert not difference, str(difference)
 
 
 def described() -> dict[str, Any]:
