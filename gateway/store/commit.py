@@ -22,14 +22,10 @@ Committed = Callable[[int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Batched(Generic[Item, Result]):
-    """A work that shares its statements: all queued ones with the same `run` become one `run(items)`, one result each, in order.
-
-    `first`: it runs before the others of its transaction, since it waits for rows whose holders may wait for what those lock.
-    """
+    """A work that shares its statements: all queued ones with the same `run` become one `run(items)`, one result each, in order."""
 
     run: Callable[[Sequence[Item]], Sequence[Result]]
     item: Item
-    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,11 @@ def _awaited(job: Job) -> bool:
 
 
 class Writer:
-    """Runs batches of jobs whose items are Asks. A work may be run more than once, but is committed at most once."""
+    """Runs batches of jobs whose items are Asks. A work may be run more than once, but is committed at most once.
+
+    Where other workers write at the same time, only what shares its statements shares a transaction: each run locks its rows in one order, so
+    that no two transactions wait for each other; two runs after each other do not.
+    """
 
     def __init__(self, engine: Engine, committed: Committed = lambda works, seconds: None) -> None:
         self._engine, self._committed = engine, committed
@@ -86,8 +86,13 @@ class Writer:
         if not jobs:
             self._engine.drop()
         waiting = refuse_late(jobs)
-        if not waiting:
-            return
+        if waiting and self._engine.shared:
+            for positions in _groups(waiting):
+                self._together([waiting[position] for position in positions])
+        elif waiting:
+            self._together(waiting)
+
+    def _together(self, waiting: list[Job]) -> None:
         failed = self._try(waiting)
         if failed is not None and (failed.lost or deadlocked(failed.cause)) and failed.stage is not _Stage.COMMIT:
             failed = self._try(waiting)
@@ -130,7 +135,7 @@ class Writer:
         self._committed(len(jobs), time.monotonic() - began)
 
     def _run_all(self, jobs: list[Job]) -> list[_Outcome]:
-        """Each plain work by itself, each group of Batched together; but for those that come first, in the order in which they were asked for."""
+        """Each plain work by itself, each group of Batched together, in the order in which they were first asked for."""
         outcomes: dict[int, _Outcome] = {}
         for positions in _groups(jobs):
             work = jobs[positions[0]].item.work
@@ -158,10 +163,4 @@ def _groups(jobs: list[Job]) -> list[list[int]]:
     for position, job in enumerate(jobs):
         work = job.item.work
         groups.setdefault(work.run if isinstance(work, Batched) else position, []).append(position)
-    if len(groups) == 1:
-        return list(groups.values())
-    return sorted(groups.values(), key=lambda positions: not _is_first(jobs[positions[0]]))
-
-
-def _is_first(job: Job) -> bool:
-    return isinstance(job.item.work, Batched) and job.item.work.first
+    return list(groups.values())

@@ -70,21 +70,6 @@ def test_works_run_in_the_order_in_which_they_were_asked_for(engine: Engine) -> 
     assert [each.result for each in jobs] == [None, 2, None, 4]
 
 
-def test_what_comes_first_runs_before_what_was_asked_for_earlier(engine: Engine) -> None:
-    runs: list[str] = []
-
-    def all_of(items: Sequence[str]) -> Sequence[str]:
-        runs.extend(items)
-        return items
-
-    first: Callable[[Sequence[str]], Sequence[str]] = lambda items: all_of(items)  # noqa: E731
-    jobs = [job(add(runs, "a")), job(Batched(all_of, "b")), job(Batched(first, "c", first=True)), job(Batched(first, "d", first=True))]
-    Writer(engine).run(jobs)
-
-    assert runs == ["c", "d", "a", "b"]
-    assert [each.result for each in jobs] == [None, "b", "c", "d"]
-
-
 def test_a_run_that_returns_too_few_results_fails_every_caller(engine: Engine) -> None:
     jobs = [job(Batched(lambda items: [], name)) for name in "ab"]
     shared: Callable[[Sequence[str]], Sequence[None]] = lambda items: [None]  # noqa: E731
