@@ -13,7 +13,6 @@ from gateway.operations import ledger as books
 from gateway.store import budgets
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import RawClient, RunningGateway
-from tests.fakes.postgres import Postgres
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT, crowd
 from tests.faults.conftest import Measured
@@ -23,18 +22,19 @@ CALLS, ROOM = 200, 100
 
 
 @pytest.mark.parametrize("place", ["sqlite-1", "sqlite-3", "postgres-3"])
-def test_a_crowd_gets_exactly_what_a_budget_has_room_for(tmp_path: Path, place: str, measured: Measured) -> None:
+def test_a_crowd_gets_exactly_what_a_budget_has_room_for(request: pytest.FixtureRequest, tmp_path: Path, place: str, measured: Measured) -> None:
     engine, _, workers = place.partition("-")
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": OUTPUT}
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(Postgres(tmp_path / "postgres")).emptied("gateway") if engine == "postgres" else None
+        url = request.getfixturevalue("postgres").emptied("burst") if engine == "postgres" else None
         provider = stack.enter_context(Provider())
-        provider.always("/v1/chat/completions", Slow(2.0))  # so that no call is settled before the last has asked
+        provider.always("/v1/chat/completions", Slow(0.4))
         gateway = stack.enter_context(RunningGateway(tmp_path / "gateway", {"WEB_CONCURRENCY": workers}, url))
         gateway.deploy("m", provider.url, price=PRICE)
         probe = gateway.budget(10**12, "user", 1, "total")
         time.sleep(1.2)  # every worker follows within a second
         hold = held_by_one(gateway, body, probe)
+        provider.always("/v1/chat/completions", Slow(2.0))  # so that no call is settled before the last has asked
         gateway.write(lambda: end(probe))
         budget = gateway.budget(hold * ROOM, "user", 1, "day")
         time.sleep(1.2)

@@ -27,7 +27,6 @@ from gateway.store.ledger import Entry
 from gateway.store.models import database
 from tests.fakes.answers import CloseAt, Default, Delay, Json, Slow
 from tests.fakes.gateway import Answer, Broken, RunningGateway
-from tests.fakes.postgres import Postgres
 from tests.fakes.processes import children
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT, DONE
@@ -99,7 +98,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     engine, _, workers = request.param.partition("-")
     directory = tmp_path_factory.mktemp("idempotency")
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(Postgres(directory / "postgres")).emptied("gateway") if engine == "postgres" else None
+        url = request.getfixturevalue("postgres").emptied("idempotency") if engine == "postgres" else None
         provider = stack.enter_context(Provider())
         gateway = stack.enter_context(RunningGateway(directory / "gateway", {"WEB_CONCURRENCY": workers, "GATEWAY_LOG_LEVEL": "warning"}, url))
         gateway.deploy("m", provider.url, price=PRICE)

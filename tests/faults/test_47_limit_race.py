@@ -18,10 +18,12 @@ PATH = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_exactly_as_many_calls_begin_as_the_limit_says(tmp_path: Path, workers: int, measured: Measured) -> None:
-    calls = CALLS if workers == 3 else 1500
-    with Provider() as provider, RunningGateway(tmp_path, {"WEB_CONCURRENCY": str(workers)}) as gateway:
+@pytest.mark.parametrize("place", ["sqlite-1", "postgres-3"])
+def test_exactly_as_many_calls_begin_as_the_limit_says(request: pytest.FixtureRequest, tmp_path: Path, place: str, measured: Measured) -> None:
+    engine, _, workers = place.partition("-")
+    calls = CALLS if engine == "postgres" else 1500
+    url = request.getfixturevalue("postgres").emptied("race") if engine == "postgres" else None
+    with Provider() as provider, RunningGateway(tmp_path, {"WEB_CONCURRENCY": workers}, url) as gateway:
         gateway.deploy("m", provider.url)
         gateway.limit(rpm=LIMIT)
         time.sleep(1.2)  # every worker follows within a second
@@ -36,7 +38,7 @@ def test_exactly_as_many_calls_begin_as_the_limit_says(tmp_path: Path, workers: 
         seconds = time.monotonic() - began
     accepted = sum(status == 200 for status, _, _ in outcomes)
     refilled = int(seconds * LIMIT / 60)
-    measured(47, f"{workers} worker(s): {accepted} of {calls} began in {seconds:.1f} s, with a limit of {LIMIT} a minute that refills by {refilled} meanwhile")
+    measured(47, f"{place}: {accepted} of {calls} began in {seconds:.1f} s, with a limit of {LIMIT} a minute that refills by {refilled} meanwhile")
     assert LIMIT <= accepted <= LIMIT + refilled + 1
     assert {status for status, _, _ in outcomes} == {200, 429}
     assert {limit for _, _, limit in outcomes} == {str(LIMIT)}

@@ -22,9 +22,11 @@ PATH = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_places_of_a_killed_worker_are_free_at_once(tmp_path: Path, workers: int, measured: Measured) -> None:
-    with Provider() as provider, RunningGateway(tmp_path, {"WEB_CONCURRENCY": str(workers)}) as gateway:
+@pytest.mark.parametrize("place", ["sqlite-1", "postgres-3"])
+def test_places_of_a_killed_worker_are_free_at_once(request: pytest.FixtureRequest, tmp_path: Path, place: str, measured: Measured) -> None:
+    engine, _, workers = place.partition("-")
+    url = request.getfixturevalue("postgres").emptied("slots") if engine == "postgres" else None
+    with Provider() as provider, RunningGateway(tmp_path, {"WEB_CONCURRENCY": workers}, url) as gateway:
         gateway.deploy("m", provider.url)
         gateway.limit(concurrency=PLACES)
         time.sleep(1.2)
@@ -46,7 +48,7 @@ def test_places_of_a_killed_worker_are_free_at_once(tmp_path: Path, workers: int
         ready = [status(gateway) for _ in range(PLACES)]
         for thread in held:
             thread.join(5)
-    measured(48, f"{workers} worker(s) killed with {PLACES} calls under way: the first call was admitted {free_s:.2f} s later (2), new workers included")
+    measured(48, f"{place}: killed with {PLACES} calls under way: the first call was admitted {free_s:.2f} s later (2), new workers included")
     assert ready == [200] * PLACES
     assert free_s < 6
 

@@ -40,17 +40,17 @@ def restored_sqlite(gateway: RunningGateway, directory: Path) -> str:
 
 
 def restored_postgres(server: Postgres) -> str:
-    dump = subprocess.run([str(binary("pg_dump")), server.url("gateway")], capture_output=True, check=True).stdout
+    dump = subprocess.run([str(binary("pg_dump")), server.url("backup")], capture_output=True, check=True).stdout
     subprocess.run([str(binary("psql")), "-q", "-v", "ON_ERROR_STOP=1", server.emptied("copy")], input=dump, check=True, stdout=subprocess.DEVNULL)
     return server.url("copy")
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
-def test_a_restored_ledger_passes_the_audit(tmp_path: Path, engine: str, measured: Measured) -> None:
+def test_a_restored_ledger_passes_the_audit(request: pytest.FixtureRequest, tmp_path: Path, engine: str, measured: Measured) -> None:
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Postgres(tmp_path / "postgres")) if engine == "postgres" else None
-        gateway = stack.enter_context(RunningGateway(tmp_path / "gateway", {}, server.emptied("gateway") if server else None))
+        server = request.getfixturevalue("postgres") if engine == "postgres" else None
+        gateway = stack.enter_context(RunningGateway(tmp_path / "gateway", {}, server.emptied("backup") if server else None))
         gateway.budget(10**12)
         gateway.wait_catalog()
         calls = busy(gateway, stop)

@@ -24,7 +24,6 @@ import pytest
 from tests.fakes.answers import Answer, Events
 from tests.fakes.gateway import Broken, RawClient, RunningGateway
 from tests.fakes.openai_answers import AUDIO
-from tests.fakes.postgres import Postgres
 from tests.fakes.provider import Provider
 
 CHAT = "/v1/chat/completions"
@@ -93,7 +92,7 @@ class Stage:
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     directory = tmp_path_factory.mktemp(request.param)
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(Postgres(directory)).url("ends") if request.param == "postgresql" else None
+        url = request.getfixturevalue("postgres").emptied("ends") if request.param == "postgresql" else None
         gateway = stack.enter_context(RunningGateway(directory / "gateway", database_url=url))
         provider = stack.enter_context(Provider())
         gateway.deploy(MODEL, provider.url)

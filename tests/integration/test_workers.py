@@ -12,7 +12,6 @@ import pytest
 from gateway.store import accounts, catalog
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import RawClient, RunningGateway, now
-from tests.fakes.postgres import Postgres
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT, crowd
 
@@ -27,7 +26,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine, _, workers = request.param.partition("-")
     directory = tmp_path_factory.mktemp(request.param)
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(Postgres(directory / "postgres")).emptied("gateway") if engine == "postgres" else None
+        url = request.getfixturevalue("postgres").emptied("workers") if engine == "postgres" else None
         gateway = stack.enter_context(RunningGateway(directory / "gateway", {"WEB_CONCURRENCY": workers}, url))
         yield gateway, int(workers)
 

@@ -28,7 +28,6 @@ from gateway.store.catalog import Tier
 from gateway.store.database import Database
 from gateway.store.ledger import Entry
 from gateway.store.models_money import BudgetWindowRow
-from tests.fakes.postgres import Postgres
 from tests.unit.operations.booked import book, seal
 
 BEGIN, END = 1_000, 2_000
@@ -61,12 +60,6 @@ ENTRY = Entry(
     price=1,
     credential="c",
 )
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
