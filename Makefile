@@ -35,8 +35,8 @@ check: $(VENV)/installed-dev  ## Style, types and architecture
 faults: $(VENV)/installed-dev  ## Run the table of failures, and print what was measured beside each figure
 	$(BIN)/python -m pytest -q tests/faults
 
-kill-test: $(VENV)/installed-dev  ## 10,000 calls under 20 kill -9 (and 4 crashes of PostgreSQL) for each database: lost, doubled, verify; some minutes
-	KILL_TEST_CALLS=10000 KILL_TEST_KILLS=20 $(BIN)/python -m pytest -q tests/faults/test_28_killed_workers.py
+kill-test: $(VENV)/installed-dev  ## 10,000 calls under 20 kill -9 (and 4 crashes of PostgreSQL) for each database, and 10,000 retried requests: lost, doubled, verify; some minutes
+	KILL_TEST_CALLS=10000 KILL_TEST_KILLS=20 $(BIN)/python -m pytest -q tests/faults/test_28_killed_workers.py tests/faults/test_46_idempotency.py
 
 bench: $(VENV)/installed-dev  ## Measure this gateway beside a bare nginx; about 3 minutes, on a quiet machine
 	$(BIN)/python -m benchmarks

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, openai, system
+from gateway.api import PREFIXES, me, openai, system
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
+from gateway.core.alerts import SENDER, Alerts
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import OpenExchanges
@@ -24,6 +25,7 @@ from gateway.core.identity import Identity
 from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits
 from gateway.core.listing import Listing
+from gateway.core.overview import Overviews
 from gateway.core.pool import MemoryCooldowns, Pool
 from gateway.core.receipts import Receipts
 from gateway.core.routing import Router
@@ -53,7 +55,8 @@ def create_app(settings: Settings) -> Flask:
     database = Database(settings.database, committed=metrics.committed)
     database.bind()
     metrics.sample(lambda: metrics.commits_waiting.set(database.waiting))
-    backends = Backends(Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ()))
+    services = Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ())
+    backends = Backends(services)
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policy = plugins.resolve(plugins.POLICIES, settings.policy)()
     holds = Holds(database, presence.owner, settings.hold_output)
@@ -63,13 +66,14 @@ def create_app(settings: Settings) -> Flask:
     limits = CallLimits(state, catalog, room, settings.hold_output)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
+    alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
         admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
         dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
         ledger=ledger,
-        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock"),
+        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock", (alerts.tick,)),
         catalog=catalog,
         presence=presence,
         metrics=metrics,
@@ -80,7 +84,9 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.register_blueprint(openai.blueprint(web, Listing(catalog, settings.unpriced), Receipts(database)))
+    listing = Listing(catalog, settings.unpriced)
+    app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
+    app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]

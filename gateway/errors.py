@@ -230,6 +230,12 @@ def blame_for_status(status: int, upstream_code: str | None) -> Blame:
     return Blame.DEPLOYMENT
 
 
+def error_type(status: int) -> str:
+    """OpenAI's `type` for a status."""
+    names = {400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+    return names.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
 class SettingsError(Exception):
     """Every problem of the settings at once, one line each."""
 

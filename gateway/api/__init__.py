@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-PREFIXES: Mapping[str, str] = MappingProxyType({"openai": "/v1", "system": "/"})
+PREFIXES: Mapping[str, str] = MappingProxyType({"openai": "/v1", "me": "/v1/me", "system": "/"})

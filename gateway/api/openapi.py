@@ -18,7 +18,7 @@ from gateway.api.openai import ENDPOINTS
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _RELAYED = MappingProxyType({PREFIXES["openai"] + endpoint.path: endpoint for endpoint in ENDPOINTS})
 _EVERY_KEYED = ("401", "403", "500", "503")
-_EVERY_RELAYED = ("400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504")
+_EVERY_RELAYED = ("400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504")
 _TAGS: Mapping[str, str] = {
     "relayed": "Answered by an upstream.",
     "own": "Answered by the gateway.",
@@ -48,6 +48,7 @@ def document(rules: Map, views: Mapping[str, Callable[..., Any]]) -> dict[str, A
             },
             "headers": dict(components.HEADERS),
             "links": dict(components.LINKS),
+            "parameters": dict(components.SHARED_PARAMETERS),
             "responses": components.responses(),
             "schemas": components.schemas(),
         },
@@ -84,7 +85,12 @@ def _relayed(endpoint: Endpoint) -> dict[str, Any]:
         **{status: components.refusal(status, relays=True) for status in _EVERY_RELAYED},
         "4XX": components.reference("responses", "RelayedRefusal"),
     }
-    return {"summary": endpoint.summary, "requestBody": _request_body(endpoint), "responses": responses}
+    return {
+        "summary": endpoint.summary,
+        "parameters": [components.reference("parameters", "IdempotencyKey")],
+        "requestBody": _request_body(endpoint),
+        "responses": responses,
+    }
 
 
 def _request_body(endpoint: Endpoint) -> dict[str, Any]:
@@ -105,4 +111,5 @@ def _own(name: str, policy: str) -> dict[str, Any]:
     responses = {"200": components.answer("OK", known.content), **{status: components.refusal(status) for status in sorted(errors)}}
     if name == "system.readyz":
         responses["503"] = components.answer("Not ready; the checks say why.", known.content)
-    return {"summary": known.summary, "responses": responses}
+    described = {"summary": known.summary, "responses": responses}
+    return described if known.body is None else {**described, "requestBody": {"required": True, "content": dict(known.body)}}

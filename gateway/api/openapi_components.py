@@ -9,6 +9,8 @@ from typing import Any
 
 from gateway.core.exchange import Ending
 from gateway.dialects.events import BUCKETS
+from gateway.state.base import CONCURRENCY, REQUESTS, TOKENS
+from gateway.store.budgets import PERIODS
 
 DESCRIPTION = """OpenAI's API over deployments of the operator's choice.
 
@@ -22,7 +24,7 @@ HEAD is answered wherever GET is."""
 
 EXCHANGE_ID = "^[0-9A-HJKMNP-TV-Z]{26}$"
 _MODEL_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
-_FIELD_NAME_PATTERN = r'^[^\u0000-\u001f\u007f-\u009f\u2028\u2029"\\]+$'
+_FIELD_NAME_PATTERN = r'^[^\u0000-\u0008\u000a-\u001f\u007f-\u009f\u2028\u2029"\\]+$'
 
 
 def _header(description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
@@ -47,10 +49,13 @@ HEADERS: Mapping[str, Any] = {
     "RetryAfterAlways": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}},
     "RetryAfterRelayed": _header("The upstream's, as it came."),
     "Authenticate": _header("How to authenticate.", required=True, enum=["Bearer"]),
+    "Replayed": _header("Given where this is a stored answer, for the Idempotency-Key of an earlier call: that of x-request-id.", enum=["true"]),
+    "ShouldRetryRelayed": _header("Tells OpenAI's SDKs whether another attempt may succeed."),
     "ShouldRetry": _header("Tells OpenAI's SDKs that another attempt would fail as well.", required=True, enum=["false"]),
 }
 _ANY_ANSWER: Mapping[str, str] = {"x-request-id": "RequestId", "server-timing": "ServerTiming", "x-gateway-receipt": "Receipt"}
 _RELAYED_ANSWER: Mapping[str, str] = {**_ANY_ANSWER, "x-gateway-cost-usd": "CostUsd", "x-upstream-request-id": "UpstreamRequestId"}
+_RELAYED_SUCCESS: Mapping[str, str] = {**_RELAYED_ANSWER, "idempotent-replayed": "Replayed"}
 
 
 def reference(kind: str, name: str) -> dict[str, str]:
@@ -82,12 +87,14 @@ class Refusal:
 
 
 REFUSALS: Mapping[str, Refusal] = {
-    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True, alone=False),
+    "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True),
     "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
     "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
-    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True, alone=False),
-    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True, alone=False),
+    "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True),
+    "409": Refusal("KeyInUse", "The call of this Idempotency-Key is under way, or its answer was not kept.", relayed=True, alone=False),
+    "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True),
+    "422": Refusal("KeyReused", "This Idempotency-Key came with another request before.", relayed=True, alone=False),
     "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
     "500": Refusal("Failed", "The gateway failed."),
     "501": Refusal("NotServed", "Not served: it keeps objects upstream."),
@@ -97,6 +104,7 @@ REFUSALS: Mapping[str, Refusal] = {
 }
 _ADDED: Mapping[str, Mapping[str, str]] = {
     "401": {"www-authenticate": "Authenticate"},
+    "409": {"x-should-retry": "ShouldRetryRelayed"},
     "429": {"retry-after": "RetryAfterAlways"},
     "500": {"x-should-retry": "ShouldRetry"},
     "501": {"x-should-retry": "ShouldRetry"},
@@ -127,12 +135,12 @@ def responses() -> dict[str, Any]:
             made[f"{known.name}OrRelayed"] = answer(text, {**json_of("ErrorOrRelayed"), **_AS_IT_CAME}, headers)
     headers = {**_RELAYED_ANSWER, "retry-after": "RetryAfterRelayed"}
     made["RelayedRefusal"] = answer("The upstream's own refusal of the request, as it came. Never a 401, 402, 403 or 429.", _AS_IT_CAME, headers)
-    made["RelayedSuccess"] = answer("Another success of the upstream's, as it came.", _AS_IT_CAME, _RELAYED_ANSWER)
+    made["RelayedSuccess"] = answer("Another success of the upstream's, as it came.", _AS_IT_CAME, _RELAYED_SUCCESS)
     return made
 
 
 def relayed(content: Mapping[str, Any]) -> dict[str, Any]:
-    return answer("The upstream's answer, as it came.", content, _RELAYED_ANSWER) | {"links": {"receipt": reference("links", "Receipt")}}
+    return answer("The upstream's answer, as it came.", content, _RELAYED_SUCCESS) | {"links": {"receipt": reference("links", "Receipt")}}
 
 
 LINKS: Mapping[str, Any] = {
@@ -150,6 +158,22 @@ def _object(properties: Mapping[str, Any], optional: tuple[str, ...] = (), **mor
 
 _TEXT = MappingProxyType({"type": "string"})
 _COUNT = MappingProxyType({"type": "integer", "minimum": 0})
+
+
+def _overview() -> dict[str, Any]:
+    text, count = dict(_TEXT), dict(_COUNT)
+    number: dict[str, Any] = {"type": "integer"}
+    yes: dict[str, Any] = {"type": "boolean"}
+    moment = {"type": ["integer", "null"], "description": "Milliseconds since 1970."}
+    whose = {"enum": ["key", "user", "team", "global", "model"]}
+    binding = {"type": "boolean", "description": "Of those of its kind the one that is the first to refuse."}
+    key = {"id": count, "label": {"type": "string"}, "expires_at": moment, "scopes": {"type": "array", "items": text}}
+    limit: dict[str, Any] = {"of": whose, "model": {"type": ["string", "null"]}, "resource": {"enum": [REQUESTS, TOKENS, CONCURRENCY]}}
+    limit |= {"limit": count, "used": count, "remaining": count, "reset_s": {"type": "number", "minimum": 0}, "binding": binding}
+    amounts = {"limit_nano_usd": count, "spent_nano_usd": number, "held_nano_usd": number, "remaining_nano_usd": number}
+    budget: dict[str, Any] = {"of": whose, "period": {"enum": list(PERIODS)}, "timezone": text, "soft": yes, **amounts, "resets_at": moment, "binding": binding}
+    lists = {"limits": {"type": "array", "items": _object(limit)}, "budgets": {"type": "array", "items": _object(budget)}}
+    return _object({"key": _object(key), "user": text, "team": {"type": ["string", "null"]}, **lists, "models": {"type": "array", "items": text}})
 
 
 def schemas() -> dict[str, Any]:
@@ -191,6 +215,9 @@ def schemas() -> dict[str, Any]:
         "Model": model,
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": reference("schemas", "Model")}}),
         "Receipt": _object(receipt),
+        "Redemption": _object({"code": {"type": "string", "description": "As the operator gave it out (gw_code_...)."}}),
+        "Redeemed": _object({"id": text, "at": count, "amount_nano_usd": count, "balance_nano_usd": {"type": "integer", "description": "What is left."}}),
+        "Overview": _overview(),
         "Alive": _object({"status": {"const": "alive"}}),
         "Readiness": _object({"status": {"enum": ["ready", "not ready"]}, "generation": {"type": "integer"}, "checks": {"additionalProperties": text}}),
     }
@@ -201,17 +228,21 @@ def schemas() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A route that the gateway answers by itself: the content of its 200, and the errors besides 401, 403, 500 and 503, which every key's route has."""
+    """A route that the gateway answers by itself: the content of its 200 and of the body that it takes, and the errors besides 401, 403,
+    500 and 503, which every key's route has."""
 
     summary: str
     content: Mapping[str, Any]
     errors: tuple[str, ...] = ()
+    body: Mapping[str, Any] | None = None
 
 
 OWN: Mapping[str, Own] = {
     "openai.models": Own("List the models that the key may use.", json_of("Models")),
     "openai.model": Own("Retrieve one of them.", json_of("Model"), ("404",)),
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
+    "me.overview": Own("What your key may use: limits and budgets, what is left of them, which of them bind, and the models.", json_of("Overview")),
+    "me.redeem": Own("Redeem a code: its credit is booked to your account, once.", json_of("Redeemed"), ("400", "404", "408", "413"), json_of("Redemption")),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
     "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),
     "system.metrics_text": Own(
@@ -224,6 +255,17 @@ PARAMETERS: Mapping[str, Any] = {
     "model": {"description": "A model's name. A slash in it may stand as it is.", "example": "gpt-4o", "schema": {"type": "string", "minLength": 1}},
     "exchange_id": {"description": "The x-request-id of an answer.", "schema": {"type": "string", "pattern": EXCHANGE_ID}},
     "rest": {"description": "Whatever follows.", "schema": {"type": "string", "minLength": 1}},
+}
+
+SHARED_PARAMETERS: Mapping[str, Any] = {
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same request with the same key within a day gets the stored answer again, and is charged once. An answer of over 256 KB, or one"
+        " that was cut, is not kept: then 409. A call that failed and cost nothing leaves its key free.",
+        "example": "5e3f1c8a-3f0b-4e0e-9f63-0a2a6b1d7c55",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    }
 }
 
 _JSON: Mapping[str, Any] = {"application/json": {"schema": {"type": "object"}}}

@@ -16,8 +16,8 @@ from typing import Any
 from gateway.api.body import breaks_off, linger
 from gateway.core.exchange import Exchange, fresh_id
 from gateway.core.idempotency import Kept
-from gateway.core.relay import Relay, error_type
-from gateway.errors import AnswerNotKept, GatewayError
+from gateway.core.relay import Relay
+from gateway.errors import AnswerNotKept, GatewayError, error_type
 from gateway.state.base import REQUESTS, TOKENS, Standing
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, batches, budgets, catalog, credentials, ledger, limits, prices, reconcile, reports, server, teams
+from gateway.cli import accounts, alerts, batches, budgets, catalog, codes, credentials, ledger, limits, prices, reconcile, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -39,8 +39,10 @@ for command in (
     budgets.budget,
     budgets.credit,
     limits.limit,
+    codes.code,
     ledger.ledger,
     reconcile.reconcile,
+    alerts.alert,
     reports.report,
     reports.route,
     server.plugins,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gateway.cli.edge import FAILED
 from gateway.cli.export import FORMATS, output_option, write_rows
 from gateway.cli.opened import now_ms, opened
-from gateway.cli.printing import remark, table
+from gateway.cli.printing import emit, json_option, remark, table
 from gateway.operations import reconcile as reconciliations
 from gateway.operations.discrepancies import CAUSES, ROUNDING
 from gateway.operations.prices import usd
@@ -29,7 +31,8 @@ def reconcile() -> None:
 @click.option("--all", "everything", is_flag=True, help="Show the days and models that agree, too.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="CSV for spreadsheets, or JSON Lines, of every line. Default: a table of what differs.")
 @output_option
-def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], everything: bool, form: str | None, output: Path | None) -> None:
+@json_option
+def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], everything: bool, form: str | None, output: Path | None, as_json: bool) -> None:
     """Compare what a provider says of each day and model with what was booked: tokens, calls, cost. Changes nothing, stores nothing.
 
     FILE: the provider's own exports, of its API (JSON) or its console (CSV); give usage and costs together. Without --deployment the calls of
@@ -37,6 +40,8 @@ def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], every
     """
     if output is not None and form is None:
         raise click.UsageError("--output needs --format")
+    if form is not None and as_json:
+        raise click.UsageError("give --json or --format")
     given = reconciliations.read_bills(provider, [(str(file), file.read_bytes()) for file in files])
     with opened() as here:
         settings = here.settings
@@ -45,8 +50,7 @@ def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], every
     if form is not None:
         write_rows(reconciliations.rows(found.lines), reconciliations.COLUMNS, form, output)
     else:
-        for text in _table_lines(found, everything):
-            click.echo(text)
+        emit(as_json, _document(found), lambda: _table_lines(found, everything))
     for text in _remarks(provider, found, only):
         remark(text)
     if found.differences:
@@ -61,6 +65,18 @@ def _remarks(provider: str, found: Reconciliation, only: Sequence[str]) -> list[
     if any(line.day >= now_ms() // DAY_MS for line in found.lines):
         remarks.append("the last day is not over (UTC): its figures still grow")
     return remarks
+
+
+def _document(found: Reconciliation) -> dict[str, Any]:
+    lines = [{name: format(value, "f") if isinstance(value, Decimal) else value for name, value in row.items()} for row in reconciliations.rows(found.lines)]
+    return {
+        "first": found.first,
+        "last": found.last,
+        "exports": list(found.shapes),
+        "deployments": list(found.deployments),
+        "differences": len(found.differences),
+        "lines": lines,
+    }
 
 
 def _table_lines(found: Reconciliation, everything: bool) -> list[str]:

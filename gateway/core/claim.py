@@ -20,11 +20,11 @@ class Claim:
     `begun`: it may stand in the database under the call's id.
     """
 
-    __slots__ = ("_headers", "_pieces", "_size", "_status", "_vault", "begun", "fingerprint", "place", "replaces")
+    __slots__ = ("_headers", "_pieces", "_size", "_status", "_vault", "_whole", "begun", "fingerprint", "place", "replaces")
 
     def __init__(self, place: Place, fingerprint: str, replaces: str | None, vault: Vault) -> None:
         self.place, self.fingerprint, self.replaces, self._vault = place, fingerprint, replaces, vault
-        self.begun = False
+        self.begun = self._whole = False
         self._pieces: list[bytes] | None = []
         self._size = 0
         self._status, self._headers = 0, "[]"
@@ -50,13 +50,18 @@ class Claim:
         if self._pieces is not None:
             self._pieces.append(block)
 
-    def ended(self, exchange_id: str, *, charged: bool, whole: bool) -> Completion | None:
-        """What is to be written down: what cost nothing may be asked again, and only a whole answer is given again."""
+    def keep_last(self, block: bytes) -> None:
+        """What is still to leave: with it the answer is whole."""
+        self.keep(block)
+        self._whole = True
+
+    def ended(self, exchange_id: str, *, charged: bool, good: bool) -> Completion | None:
+        """What is to be written down: what cost nothing may be asked again, and only a whole and `good` answer is given again."""
         if not self.begun:
             return None
         if not charged:
             return Completion(self.place, exchange_id, keys.FREE)
-        body = self._vault.seal_bytes(b"".join(self._pieces), sealed_at(exchange_id)) if whole and self._pieces is not None else None
+        body = self._vault.seal_bytes(b"".join(self._pieces), sealed_at(exchange_id)) if good and self._whole and self._pieces is not None else None
         return Completion(self.place, exchange_id, keys.DONE, self._status, self._headers, body)
 
 

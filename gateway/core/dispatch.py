@@ -115,7 +115,7 @@ class Dispatcher:
     def _worth_trying(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError]) -> list[Candidate]:
         """Among whom a further attempt may be made; empty where there must not be one, or all of them rest."""
         error = errors[-1]
-        if not error.retryable or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
+        if not error.retryable or exchange.left or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
             return []
         if isinstance(error, UpstreamTimeout):
             if error.phase == "total" or sum(isinstance(earlier, UpstreamTimeout) for earlier in errors) > 1:

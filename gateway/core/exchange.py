@@ -93,6 +93,7 @@ def fresh_id() -> str:
 class Exchange:
     """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
 
+    `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
     `taken`: what it took of its limits, whose `standings` were those when it began, or was refused.
     """
 
@@ -124,12 +125,14 @@ class Exchange:
     bytes_out: int = 0
     heartbeats: int = 0
     left: bool = False
+    drains: bool = False
     released: Callable[[], None] | None = None
 
     def client_left(self) -> None:
-        """The watcher's callback: give the call up, also while the upstream is silent."""
+        """The watcher's callback: give the call up, also while the upstream is silent, unless it is to be read on to its usage."""
         self.left = True
-        self.call.cancel.fire("client_gone")
+        if not (self.drains and self.attempts):
+            self.call.cancel.fire("client_gone")
 
     def release(self) -> None:
         """Give back what the call acquired. Idempotent."""

@@ -10,6 +10,7 @@ from gateway.concurrency import every
 from gateway.core.admission import Admission, draining
 from gateway.core.catalog import Catalog
 from gateway.core.dispatch import Dispatcher
+from gateway.core.drains import Drains
 from gateway.core.exchange import Client, Exchange, OpenExchanges
 from gateway.core.housekeeping import Housekeeping
 from gateway.core.identity import Principal
@@ -44,6 +45,7 @@ class Gateway:
         self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
         self.housekeeping = housekeeping
         self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
+        self._drains = Drains()
         self._stop_metrics: Callable[[], None] | None = None
 
     def begin(self, call: Call, principal: Principal, client: Client, endpoint: str, model: str, client_request_id: str | None = None) -> Exchange:
@@ -58,7 +60,7 @@ class Gateway:
         try:
             candidates = self.router.candidates(exchange)
             exchange.reservation = self.admission.admit(exchange, candidates)
-            return Relay(self.dispatcher.send(exchange, candidates), exchange, self.ledger)
+            return Relay(self.dispatcher.send(exchange, candidates), exchange, self.ledger, self._drains)
         except BaseException as error:
             given_up = isinstance(error, Cancelled) and not exchange.left
             told = draining() if given_up else error

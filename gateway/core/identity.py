@@ -17,9 +17,9 @@ from gateway.store.database import Database
 
 REFUSAL = "The API key is missing, unknown, expired or revoked."
 """One text for every reason: who tries keys learns nothing."""
-INFERENCE, USAGE_READ = "inference", "usage:read"
-SCOPES = (INFERENCE, USAGE_READ)
-"""What a key may be restricted to: calls of models; reading what became of them. A route declares which it takes."""
+INFERENCE, USAGE_READ, REDEEM = "inference", "usage:read", "redeem"
+SCOPES = (INFERENCE, USAGE_READ, REDEEM)
+"""What a key may be restricted to: calls of models; reading what became of them; redeeming codes. A route declares which it takes."""
 CACHE_S = 5.0
 CACHE_KEYS = 10_000
 

@@ -252,7 +252,7 @@ def _is_charged(ending: Ending, metered: Metered) -> bool:
 def _claim_ended(exchange: Exchange, ending: Ending, metered: Metered) -> Completion | None:
     if exchange.claim is None:
         return None
-    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), whole=ending is Ending.COMPLETE)
+    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), good=ending in (Ending.COMPLETE, Ending.CLIENT_GONE))
 
 
 def _is_held(exchange: Exchange) -> bool:

@@ -19,6 +19,7 @@ from gateway.dialects.openai_usage import MAX_TOKENS
 BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
 """Images and sounds within JSON: data URLs and base64, which no text is."""
 BYTES_PER_TOKEN = 4
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _decode = msgspec.json.Decoder().decode
 
 
@@ -99,3 +100,20 @@ def _object(body: bytes) -> Mapping[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return document if isinstance(document, dict) else None
+
+
+def without_usage(events: bytes) -> bytes:
+    """Without the event that `include_usage` adds."""
+    return b"".join([raw for raw in sse.split(events) if not _only_usage(raw)]) if _NO_CHOICES.search(events) else events
+
+
+def _only_usage(raw: bytes) -> bool:
+    """Whether this event is the one that `include_usage` adds: no choices, and a usage."""
+    data = sse.parse(raw).data
+    if data is None or b'"usage"' not in data:
+        return False
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)

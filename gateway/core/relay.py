@@ -7,20 +7,21 @@ events leave in whole events only: an error event can follow at any moment, and 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 
 from gateway.concurrency import after
+from gateway.core.drains import Drains
 from gateway.core.exchange import Ending, Exchange
 from gateway.core.head import Answer, Framing, error_of
 from gateway.core.ledger import Ledger
-from gateway.core.metering import NOTHING, from_events, is_error, metered, whole
+from gateway.core.metering import NOTHING, from_events, is_error, metered, whole, without_usage
 from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
-from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout
+from gateway.errors import Cancelled, Draining, GatewayError, SettleFailed, UpstreamError, UpstreamInterrupted, UpstreamTimeout, error_type
 
 log = logging.getLogger(__name__)
 EVENT_BYTES = 1 << 20
@@ -30,7 +31,6 @@ USAGE_EVENTS = 4
 LINGER_S = 1.0
 """How long an upstream may stay open after its terminal event; then its connection is closed instead of used again."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _HAS_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
@@ -38,8 +38,8 @@ _HAS_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 class Relay:
     """An iterator of bytes, never b"", with `close`. `status` and `headers` are final when it is built."""
 
-    def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger) -> None:
-        self._answer, self._exchange, self._ledger = answer, exchange, ledger
+    def __init__(self, answer: Answer, exchange: Exchange, ledger: Ledger, drains: Drains) -> None:
+        self._answer, self._exchange, self._ledger, self._drains = answer, exchange, ledger, drains
         self._codec = CODECS[exchange.call.dialect]
         self._chunks, self._pending = answer.reply.chunks, answer.more
         if answer.head:
@@ -75,7 +75,7 @@ class Relay:
         return self
 
     def __next__(self) -> bytes:
-        if self._over:
+        if self._over or (self._exchange.left and self._exchange.drains):  # nobody reads it: `close` does
             raise StopIteration
         block = self._step(self)
         if self._claim is not None:
@@ -83,10 +83,21 @@ class Relay:
         return block
 
     def close(self) -> None:
-        """Abort the upstream and settle what ended early: the client left, or the server could not write to it. Idempotent."""
-        self._over = True
+        """Settle what ended early: the client left, or the server could not write to it. Idempotent.
+
+        The upstream is aborted, unless it is to be read on to its usage. That is done here: the server ends no worker before.
+        """
+        was_over, self._over = self._over, True
         if self._stop_lingering is not None:
             self._stop_lingering()
+        try:
+            drains = self._exchange.drains and not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS
+            if drains and self._drains.begin() and self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_unread):
+                self._keep_last(b"".join(self._parts))
+        finally:
+            self._abort()
+
+    def _abort(self) -> None:
         try:
             self._answer.reply.close()
         finally:  # a backend's failing close must not cost the entry
@@ -103,7 +114,8 @@ class Relay:
             if self.status >= 400 or (usage is None and is_error(body)):
                 self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
             else:
-                self._ledger.settle(self._exchange, Ending.COMPLETE, metered(usage, self._exchange.call, len(body), 0))
+                ending = Ending.CLIENT_GONE if self._exchange.left else Ending.COMPLETE
+                self._ledger.settle(self._exchange, ending, metered(usage, self._exchange.call, len(body), 0))
         except BaseException:  # nobody gets this Relay, so nobody closes it
             self._answer.reply.close()
             raise
@@ -135,6 +147,7 @@ class Relay:
         try:
             block = self._pull_or_break()
         except StopIteration:
+            self._keep_last(b"")
             self._settle_or_break(Ending.COMPLETE)
             raise
         self._delivered_bytes += len(block)
@@ -190,8 +203,7 @@ class Relay:
             self._has_ids = _HAS_ID.search(events) is not None
         if _USAGE.search(events):
             self._note_usage(events)
-        if self._answer.hides_usage and _NO_CHOICES.search(events):
-            events = b"".join(raw for raw in sse.split(events) if not _only_usage(raw))
+        events = self._shown(events)
         self._finished = self._finished or _FINISHED.search(events) is not None
         self._delivered_events += events.count(b"\ndata:") + events.startswith(b"data:")
         if self._codec.terminal_candidate.search(events):
@@ -199,6 +211,15 @@ class Relay:
         self._last = events or self._last
         self._exchange.bytes_out += len(events)
         return events
+
+    def _shown(self, events: bytes) -> bytes:
+        return without_usage(events) if self._answer.hides_usage else events
+
+    def _note_unread(self, events: bytes) -> None:
+        """Events that come while nobody is there: their usage counts, and their words are there for who asks again."""
+        self._note_usage(events)
+        if self._claim is not None:
+            self._claim.keep(self._shown(events))
 
     def _heartbeat(self) -> bytes:
         """What the client gets where the upstream is silent: nothing within an event, and nothing where the events have an id. OpenAI's
@@ -350,7 +371,7 @@ class Relay:
     def _keep_last(self, block: bytes) -> None:
         """What leaves once the settlement is committed, and so must be kept with it."""
         if self._claim is not None:
-            self._claim.keep(block)
+            self._claim.keep_last(block)
             self._claim = None
 
     def _reported(self) -> Usage | None:
@@ -367,21 +388,3 @@ class Relay:
             self._settle(ending)
         except SettleFailed as error:
             log.debug("%s", error, extra={"exchange": self._exchange.id})
-
-
-def _only_usage(raw: bytes) -> bool:
-    """Whether this event is the one that `include_usage` adds: no choices, and a usage."""
-    data = sse.parse(raw).data
-    if data is None or b'"usage"' not in data:
-        return False
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)
-
-
-def error_type(status: int) -> str:
-    """OpenAI's `type` for a status."""
-    names = {400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
-    return names.get(status, "invalid_request_error" if status < 500 else "server_error")

@@ -41,6 +41,8 @@ class Router:
         if not exchange.principal.may_use(model):
             raise PermissionDenied(f"Your key may not use the model '{model}'.", code="model_not_allowed", param="model")
         found = [Candidate(item, item.upstream_name(model), snapshot.price(item.upstream_name(model), exchange.at)) for item in deployments]
+        configured = snapshot.model(model)
+        exchange.drains = configured is not None and configured.on_client_gone == "drain"
         exchange.candidates = [candidate.deployment.name for candidate in found]
         for candidate in found:
             if reason := self._exclusion(candidate, call.dialect):

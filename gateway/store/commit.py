@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway.concurrency import Job
 from gateway.errors import StoreUnavailable
-from gateway.store.engine import Engine, TransactionLost
+from gateway.store.engine import Engine, TransactionLost, deadlocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,7 +72,11 @@ def _awaited(job: Job) -> bool:
 
 
 class Writer:
-    """Runs batches of jobs whose items are Asks. A work may be run more than once, but is committed at most once."""
+    """Runs batches of jobs whose items are Asks. A work may be run more than once, but is committed at most once.
+
+    Where other workers write at the same time, only what shares its statements shares a transaction: each run locks its rows in one order, so
+    that no two transactions wait for each other; two runs after each other do not.
+    """
 
     def __init__(self, engine: Engine, committed: Committed = lambda works, seconds: None) -> None:
         self._engine, self._committed = engine, committed
@@ -82,10 +86,15 @@ class Writer:
         if not jobs:
             self._engine.drop()
         waiting = refuse_late(jobs)
-        if not waiting:
-            return
+        if waiting and self._engine.shared:
+            for positions in _groups(waiting):
+                self._together([waiting[position] for position in positions])
+        elif waiting:
+            self._together(waiting)
+
+    def _together(self, waiting: list[Job]) -> None:
         failed = self._try(waiting)
-        if failed is not None and failed.lost and failed.stage is not _Stage.COMMIT:
+        if failed is not None and (failed.lost or deadlocked(failed.cause)) and failed.stage is not _Stage.COMMIT:
             failed = self._try(waiting)
         if failed is not None:
             self._divide(waiting, failed)
@@ -143,6 +152,8 @@ class Writer:
         except TransactionLost:
             raise
         except Exception as error:  # the work's own: its caller gets it, the rest of the batch goes on
+            if deadlocked(error):
+                raise
             return _Outcome(error=self._engine.translate(error))
 
 

@@ -198,6 +198,11 @@ class Engine(ABC):
         return unavailable
 
 
+def deadlocked(error: BaseException | None) -> bool:
+    """Whether PostgreSQL broke this transaction off because it and another waited for each other: run again, it succeeds."""
+    return isinstance(getattr(error, "orig", None) or getattr(error, "__cause__", None) or error, psycopg.errors.DeadlockDetected)
+
+
 class _UnlockedSqlite(peewee.SqliteDatabase):
     """Peewee's lock guards a connection that several threads share; here each thread has its own, and dials outside any lock."""
 

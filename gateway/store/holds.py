@@ -38,6 +38,11 @@ _NOW_MS = MappingProxyType(
 )
 
 
+def now_sql() -> str:
+    """The database's own time in milliseconds, as an expression."""
+    return _NOW_MS["sqlite" if database.param == "?" else "postgres"]
+
+
 @dataclass(frozen=True, slots=True)
 class Period:
     """The window of a budget that a call falls into: it is made where it is not there yet. `soft`: refuses nothing."""
@@ -157,11 +162,6 @@ def _locked_windows(periods: Mapping[tuple[int, int], Period]) -> dict[tuple[int
     )
     rows = locked(database, sql, [*budgets, *starts])
     return {(row[1], row[2]): _Window(row[0], *row[3:]) for row in rows if (row[1], row[2]) in periods}
-
-
-def now_sql() -> str:
-    """The database's own time as an expression: milliseconds since 1970 UTC."""
-    return _NOW_MS["sqlite" if database.param == "?" else "postgres"]
 
 
 def marks(values: Sequence[Any]) -> str:

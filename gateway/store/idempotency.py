@@ -89,7 +89,7 @@ def find(key_id: int, key: str) -> tuple[Place, Known | None]:
 
 
 def begin(items: Sequence[Opening]) -> list[Refused | Taken | None]:
-    """Claim the keys, and hold for each call what still has room: both or neither; None where both are done. Made for `Batched`."""
+    """Claim the keys, and hold for each call what still has room: both or neither; None where both are done. Made for `Batched`, to run first."""
     claims = sorted([item.claim for item in items], key=lambda claim: claim.place)
     _take_over([claim for claim in claims if claim.replaces is not None])
     _insert([(*claim.place, claim.fingerprint, claim.exchange, claim.owner, RUNNING, claim.lease_s * 1000) for claim in claims])

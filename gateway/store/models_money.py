@@ -5,6 +5,7 @@ from __future__ import annotations
 from peewee import AutoField, BigAutoField, BigIntegerField, BlobField, BooleanField, CompositeKey, ForeignKeyField, IntegerField, TextField
 
 from gateway.store.models import CONFIGURATION, Row
+from gateway.store.models_alerts import ALERTS
 
 
 class AccountRow(Row):
@@ -192,4 +193,5 @@ MODELS: tuple[type[Row], ...] = (
     EntryRow,
     IdempotencyRow,
     RedeemCodeRow,
+    *ALERTS,
 )

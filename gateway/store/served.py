@@ -35,12 +35,14 @@ class Served:
 
 def served(since: int, until: int) -> list[Served]:
     """Of the calls that began at since <= at < until. What corrects an entry counts on the day of the call, whenever it was booked."""
-    original = EntryRow.corrects.is_null()
+    corrected = EntryRow.alias()
+    original, corrects_nothing = (
+        fn.COALESCE(table.corrects, 0) == 0 for table in (EntryRow, corrected)
+    )  # no plain NULL: its index would lead to all originals
     here = (EntryRow.at >= since) & (EntryRow.at < until)
     found: dict[tuple[str, str], list[int]] = {}
     of_the_day = EntryRow.select(*_sums(until)).where(here & original & (EntryRow.deployment != ""))
-    corrected = EntryRow.alias()
-    days = corrected.select(corrected.id).where((corrected.at >= since) & (corrected.at < until) & corrected.corrects.is_null())
+    days = corrected.select(corrected.id).where((corrected.at >= since) & (corrected.at < until) & corrects_nothing)
     on_top = EntryRow.select(*_sums(until)).where(EntryRow.corrects.in_(days) & (EntryRow.deployment != ""))
     for query in (of_the_day, on_top):
         grouped: Any = query.group_by(EntryRow.deployment, EntryRow.model_served).tuples()

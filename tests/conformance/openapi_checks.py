@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from schemathesis.generation.meta import REQUEST_SHAPE_PROBES, coverage_scenario
 
 RECORD = os.environ.get("EXPLORATION_RECORD")
 NEVER_RELAYED = (401, 402, 403, 429)
+IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
 EXCHANGE_ID = re.compile("[0-9A-HJKMNP-TV-Z]{26}")
 
 
@@ -50,6 +52,15 @@ def status_is_described_by_itself(ctx: Any, response: Any, case: Any) -> None:
     if coverage_scenario(case) in REQUEST_SHAPE_PROBES or is_relayed(response):
         return
     assert str(response.status_code) in case.operation.responses.status_codes
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """One Idempotency-Key with several requests is refused, however valid they are: equal requests keep a common key, others get their own."""
+    key = (case.headers or {}).get("Idempotency-Key")
+    if isinstance(key, str) and IDEMPOTENCY_KEY.fullmatch(key):
+        digest = hashlib.sha256(f"{case.path} {case.media_type} {case.body!r}".encode(errors="replace")).hexdigest()
+        case.headers["Idempotency-Key"] = f"{key[:180]}-{digest}"
 
 
 @schemathesis.hook

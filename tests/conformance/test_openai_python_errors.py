@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,7 +14,7 @@ import pytest
 
 from tests.conformance.conftest import BODY_LIMIT
 from tests.conformance.models import REFUSAL, SERVED, UNREACHABLE
-from tests.fakes.answers import RateLimited
+from tests.fakes.answers import CloseAt, Delay, RateLimited
 from tests.fakes.gateway import RunningGateway
 from tests.fakes.openai_answers import TEXT
 from tests.fakes.provider import Provider
@@ -204,3 +206,33 @@ def test_a_client_serves_on_after_errors(client: openai.OpenAI) -> None:
         if model != CHAT:
             raised(client, chat(model))
     assert chat(CHAT)(client).choices[0].message.content == TEXT
+
+
+# its own retries, with a key
+
+
+def test_a_retry_with_a_key_waits_for_the_first_call_s_answer(gateway: RunningGateway, provider: Provider) -> None:
+    provider.script("/v1/chat/completions", Delay(0.6))
+    ask = chat(CHAT, extra_headers={"Idempotency-Key": "of two at once"})
+    with openai.OpenAI(base_url=gateway.url, api_key=gateway.key, max_retries=2) as client, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: ask(client), range(2))
+    assert first == second
+    assert len(provider.requests) == 1
+
+
+def test_an_upload_with_a_key_is_the_same_when_it_is_sent_again(client: openai.OpenAI, provider: Provider, upload: Path) -> None:
+    key = {"Idempotency-Key": "of an upload"}
+    texts = [client.audio.transcriptions.create(model="whisper-1", file=upload, extra_headers=key).text for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(provider.requests) == 1
+
+
+def test_an_answer_that_is_not_kept_is_not_asked_for_again(gateway: RunningGateway, provider: Provider) -> None:
+    provider.script("/v1/chat/completions", CloseAt(900))
+    with openai.OpenAI(base_url=gateway.url, api_key=gateway.key, max_retries=2) as client:
+        ask = chat(CHAT, stream=True, extra_headers={"Idempotency-Key": "of a cut stream"})
+        with pytest.raises(openai.APIError):
+            list(ask(client))
+        error = raised(client, ask)
+    assert (type(error), error.code) == (openai.ConflictError, "idempotency_answer_not_kept")
+    assert len(provider.requests) == 1

@@ -67,6 +67,14 @@ def test_what_was_sealed_opens_at_its_place(secret: str) -> None:
     assert vault.open(vault.seal(secret, PLACE), PLACE) == secret
 
 
+def test_bytes_that_are_no_text_open_as_bytes_only() -> None:
+    vault = Vault({1: b"k" * 32}, 1)
+    sealed = vault.seal_bytes(b"\0\xff", PLACE)
+    assert vault.open_bytes(sealed, PLACE) == b"\0\xff"
+    with pytest.raises(SecretsError, match="not text"):
+        vault.open(sealed, PLACE)
+
+
 def test_a_sealed_secret_opens_nowhere_else_and_not_once_it_was_changed() -> None:
     vault = Vault({1: b"k" * 32}, 1)
     sealed = vault.seal("the secret", PLACE)

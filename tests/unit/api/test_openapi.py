@@ -58,7 +58,7 @@ def test_operations_have_names_of_their_own(document: dict[str, Any]) -> None:
 
 def test_parameters_of_a_path_are_declared(document: dict[str, Any]) -> None:
     for path, _, operation in operations(document):
-        declared = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path" and each["required"]}
+        declared = {each["name"] for each in operation.get("parameters", []) if "$ref" not in each and each["in"] == "path" and each["required"]}
         assert declared == set(re.findall(r"\{([a-z_]+)\}", path))
 
 
@@ -82,7 +82,7 @@ def test_references_lead_somewhere(document: dict[str, Any]) -> None:
 
     used = set(walk(document))
     components = document["components"]
-    there = {f"#/components/{kind}/{name}" for kind in ("headers", "links", "responses", "schemas") for name in components[kind]}
+    there = {f"#/components/{kind}/{name}" for kind in ("headers", "links", "parameters", "responses", "schemas") for name in components[kind]}
     assert used == there
 
 
@@ -120,7 +120,7 @@ def test_bodies_must_name_a_model_where_the_api_knows_no_default(document: dict[
 
 
 def test_every_member_that_the_gateway_reads_is_described(document: dict[str, Any]) -> None:
-    contents = [operation["requestBody"]["content"] for _, _, operation in operations(document) if "requestBody" in operation]
+    contents = [operation["requestBody"]["content"] for _, _, operation in operations(document) if operation["tags"] == ["relayed"]]
     members = {name for content in contents for media in content.values() for name in media["schema"]["properties"]}
     assert members == {*Fields.__struct_fields__, "prompt"}
 
@@ -136,10 +136,16 @@ def test_receipt_is_described_as_it_is(served: Served, document: dict[str, Any])
     assert list(schema["properties"]["attempts"]["items"]["properties"]) == list(attempt)
 
 
+def test_relayed_endpoints_take_an_idempotency_key_and_nothing_else_does(document: dict[str, Any]) -> None:
+    named = {"$ref": "#/components/parameters/IdempotencyKey"}
+    taking = {path for path, _, operation in operations(document) if named in operation.get("parameters", [])}
+    assert taking == {"/v1" + endpoint.path for endpoint in ENDPOINTS}
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_statuses_that_a_relayed_endpoint_gives_are_described(document: dict[str, Any], endpoint: Any) -> None:
     statuses = set(document["paths"]["/v1" + endpoint.path]["post"]["responses"])
-    ours = {"400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504"}
+    ours = {"400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504"}
     assert statuses == {"200", *ours, "2XX", "4XX"}
 
 

@@ -27,6 +27,8 @@ def test_what_differs_is_a_table_with_its_cause_and_an_exit_code(installed: Type
     assert (row["day"], row["cause"], row["cost_usd_theirs"], row["cost_usd_delta"]) == ("2026-11-01", "missing_here", "0.000005000", "0.000005000")
     lines = installed("reconcile", "import", "openai", "usage.json", "--format", "jsonl").out.splitlines()
     assert json.loads(lines[0])["cost_usd_theirs"] is None
+    document = installed("reconcile", "import", "openai", "usage.json", "costs.json", "--json").json()
+    assert (document["differences"], document["first"], document["lines"][0]["cost_usd_delta"]) == (1, "2026-11-01", "0.000005000")
 
 
 def test_a_bill_of_nothing_agrees_with_nothing(installed: Typed, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.backend import Call, Headers
 from gateway.core.dispatch import Dispatcher
+from gateway.core.drains import Drains
 from gateway.core.exchange import Attempt, Ending, Exchange, Reservation
 from gateway.core.head import Answer, read_head
 from gateway.core.ledger import Ledger
@@ -97,7 +98,7 @@ def relayed(
 ) -> Relay:
     answer = read_head(reply(items, headers))
     answer.hides_usage = hides
-    return Relay(answer, ex or exchange(call(raw, dialect)), book)  # type: ignore[arg-type]
+    return Relay(answer, ex or exchange(call(raw, dialect)), book, Drains())  # type: ignore[arg-type]
 
 
 def drained(relay: Relay, book: Book) -> bytes:

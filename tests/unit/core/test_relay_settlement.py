@@ -6,6 +6,7 @@ import weakref
 import pytest
 
 from gateway.backend import Reply
+from gateway.core.drains import Drains
 from gateway.core.exchange import Ending
 from gateway.core.head import Answer, Framing
 from gateway.core.metering import Source
@@ -65,7 +66,7 @@ def test_counted_answer_that_ends_too_early_is_broken_off() -> None:
     book = Book()
     chunks = Chunks([b"y"])
     answer = Answer(Reply(200, (), chunks, chunks.close), Framing.COUNTED, b"x", length=10)
-    relay = Relay(answer, exchange(call(dialect="openai_rest")), book)  # type: ignore[arg-type]
+    relay = Relay(answer, exchange(call(dialect="openai_rest")), book, Drains())  # type: ignore[arg-type]
     assert [next(relay), next(relay)] == [b"x", b"y"]
     with pytest.raises(UpstreamInterrupted):
         next(relay)
@@ -76,7 +77,7 @@ def test_counted_answer_that_ends_too_early_is_broken_off() -> None:
 def test_failed_commit_breaks_a_counted_answer_before_its_last_block() -> None:
     book = Book(fails=True)
     chunks = Chunks([b"y" * 5, b"z" * 4])
-    relay = Relay(Answer(Reply(200, (), chunks, chunks.close), Framing.COUNTED, b"x", length=10), exchange(call(dialect="openai_rest")), book)  # type: ignore[arg-type]
+    relay = Relay(Answer(Reply(200, (), chunks, chunks.close), Framing.COUNTED, b"x", length=10), exchange(call(dialect="openai_rest")), book, Drains())  # type: ignore[arg-type]
     assert [next(relay), next(relay)] == [b"x", b"y" * 5]
     with pytest.raises(SettleFailed):
         next(relay)
@@ -111,14 +112,14 @@ def test_upstreams_refusal_is_not_charged_whatever_it_says() -> None:
     book = Book()
     chunks = Chunks([])
     body = b'{"error":{},"usage":{"prompt_tokens":3,"completion_tokens":9}}'
-    Relay(Answer(Reply(400, JSON, chunks, chunks.close), Framing.WHOLE, body), exchange(call()), book)  # type: ignore[arg-type]
+    Relay(Answer(Reply(400, JSON, chunks, chunks.close), Framing.WHOLE, body), exchange(call()), book, Drains())  # type: ignore[arg-type]
     assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.UPSTREAM_ERROR, Source.NONE)]
 
 
 def test_reply_is_closed_where_its_relay_could_not_be_built() -> None:
     chunks = Chunks([])
     with pytest.raises(SettleFailed):
-        Relay(Answer(Reply(200, JSON, chunks, chunks.close), Framing.WHOLE, b"{}"), exchange(call()), Book(fails=True))  # type: ignore[arg-type]
+        Relay(Answer(Reply(200, JSON, chunks, chunks.close), Framing.WHOLE, b"{}"), exchange(call()), Book(fails=True), Drains())  # type: ignore[arg-type]
     assert chunks.closed == 1
 
 
@@ -127,7 +128,7 @@ def test_backend_whose_close_fails_does_not_cost_the_entry() -> None:
         raise OSError("stuck")
 
     book = Book()
-    relay = Relay(Answer(Reply(200, SSE, Chunks([]), stuck), Framing.EVENTS, chunk("a")), exchange(call(STREAM)), book)  # type: ignore[arg-type]
+    relay = Relay(Answer(Reply(200, SSE, Chunks([]), stuck), Framing.EVENTS, chunk("a")), exchange(call(STREAM)), book, Drains())  # type: ignore[arg-type]
     with pytest.raises(OSError, match="stuck"):
         relay.close()
     assert [ending for ending, _ in book.settled] == [Ending.CLIENT_GONE]
@@ -140,7 +141,7 @@ def test_backend_whose_usage_fails_does_not_cost_the_entry(items: list[bytes | E
 
     book = Book()
     chunks = Chunks(items)
-    relay = Relay(Answer(Reply(200, SSE, chunks, chunks.close, broken), Framing.EVENTS, chunk("a") + USAGE), exchange(call(STREAM)), book)  # type: ignore[arg-type]
+    relay = Relay(Answer(Reply(200, SSE, chunks, chunks.close, broken), Framing.EVENTS, chunk("a") + USAGE), exchange(call(STREAM)), book, Drains())  # type: ignore[arg-type]
     drained(relay, book)
     assert len(book.settled) == 1
     assert book.settled[0][1].usage.output_tokens == 2
@@ -150,7 +151,7 @@ def test_usage_of_a_backend_goes_before_what_the_bytes_say() -> None:
     book = Book()
     chunks = Chunks([DONE])
     own = Usage(input_uncached=70, output_text=80)
-    relay = Relay(Answer(Reply(200, SSE, chunks, chunks.close, lambda: own), Framing.EVENTS, chunk("a") + USAGE), exchange(call(STREAM)), book)  # type: ignore[arg-type]
+    relay = Relay(Answer(Reply(200, SSE, chunks, chunks.close, lambda: own), Framing.EVENTS, chunk("a") + USAGE), exchange(call(STREAM)), book, Drains())  # type: ignore[arg-type]
     drained(relay, book)
     assert book.settled[0][1].usage == own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gateway.dialects.events import Usage
 from gateway.store.exchanges import ExchangeRow
+from gateway.store.idempotency import DONE, Completion
 from gateway.store.journal import Journal, read
 from gateway.store.ledger import Booking, Entry
 
@@ -51,6 +53,19 @@ def test_a_booking_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (found, torn) == (BOOKINGS, 0)
     assert found[0].entry is not None
     assert found[0].entry.usage.raw == USAGE.raw
+
+
+def test_what_becomes_of_a_key_comes_back_without_the_answer(tmp_path: Path) -> None:
+    completion = Completion((7, "their key"), "x1", DONE, 200, "[]", b"sealed")
+    journal = Journal(tmp_path, "gone")
+    journal.append(Booking(None, None, claim=completion))
+    found, torn = read((tmp_path / "gone.journal").read_bytes())
+    assert (found, torn) == ([Booking(None, None, claim=replace(completion, body=None))], 0)
+
+
+def test_a_line_of_a_version_that_knew_no_keys_is_read(tmp_path: Path) -> None:
+    text = b'{"entry":null,"exchange":null,"held":true}'
+    assert read(b"\n%08x %s" % (zlib.crc32(text), text)) == ([Booking(None, None, held=True)], 0)
 
 
 def test_it_is_for_its_owner_s_eyes_only(tmp_path: Path) -> None:

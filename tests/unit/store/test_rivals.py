@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from gateway.errors import StoreUnavailable
@@ -53,6 +55,29 @@ def add(name: str) -> Callable[[], None]:
 
 def names(database: Database) -> list[str]:
     return [user.name for user in database.read(accounts.list_users)]
+
+
+def test_two_that_wait_for_each_other_are_no_error_for_the_one_that_is_broken_off(postgres_database: Database, postgres_url: str) -> None:
+    postgres_database.write(add("ann"))
+    postgres_database.write(add("bob"))
+    holds_both, tries = threading.Event(), list[int]()
+
+    def work() -> None:
+        tries.append(1)
+        bound.execute_sql("UPDATE \"user\" SET created_at = 2 WHERE name = 'ann'")
+        holds_both.set()
+        bound.execute_sql("UPDATE \"user\" SET created_at = 2 WHERE name = 'bob'")
+
+    with psycopg.connect(postgres_url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("UPDATE \"user\" SET created_at = 3 WHERE name = 'bob'")
+        written = pool.submit(postgres_database.write, work)
+        assert holds_both.wait(5)
+        time.sleep(0.3)  # it waits for bob first, and so is the one that PostgreSQL breaks off
+        other.execute("UPDATE \"user\" SET created_at = 3 WHERE name = 'ann'")
+        other.commit()
+        written.result(5)
+    assert len(tries) == 2
+    assert [user.created_at for user in postgres_database.read(accounts.list_users)] == [2, 2]
 
 
 def test_a_write_waits_for_a_rival_s_lock(sqlite_database: Database, sqlite_url: str) -> None:

@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from gateway.backend import Call, Headers, Reply, Target
 from gateway.core.claim import KEPT_BYTES
-from gateway.errors import StoreUnavailable, UpstreamInterrupted, UpstreamRefused, UpstreamUnreachable
+from gateway.errors import UpstreamInterrupted, UpstreamRefused, UpstreamUnreachable
 from gateway.store import budgets, ledger
 from gateway.store.models_money import IdempotencyRow
 from tests.factories import JSON, SSE, form, reply
@@ -262,6 +262,16 @@ def test_a_stored_answer_needs_no_deployment_and_no_room(budgeted: Served) -> No
     assert ask(budgeted).data == first.data
 
 
+def test_a_stored_answer_takes_no_limit(served: Served) -> None:
+    served.database.write(lambda: budgets.set_limits("user", served.ann, 1, None, None))
+    served.gateway.catalog.refresh()
+    first = ask(served)
+    assert [ask(served).data for _ in range(3)] == [first.data] * 3
+    assert ask(served, "another").status_code == 429
+    assert rows(served)[0].exchange == first.headers["x-request-id"]
+    assert len(rows(served)) == 1
+
+
 def test_the_call_of_a_worker_that_is_gone_is_taken_over(budgeted: Served) -> None:
     ask(budgeted)
     budgeted.database.write(lambda: IdempotencyRow.update(state="running", owner="gone", exchange="0" * 26).execute())
@@ -271,13 +281,10 @@ def test_the_call_of_a_worker_that_is_gone_is_taken_over(budgeted: Served) -> No
     assert len(budgeted.backend.calls) == 2
 
 
-def test_without_a_database_a_key_is_neither_known_nor_claimed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_database_a_key_is_neither_known_nor_claimed(served: Served) -> None:
     served.chat()
-
-    def away(work: Any) -> Any:
-        raise StoreUnavailable("away", retry_after_s=1.0)
-
-    monkeypatch.setattr(served.database, "read", away)
+    place = served.settings.data_dir / "gateway.db"
+    place.rename(place.with_name("away"))
     assert told(ask(served)) == (503, "store_unavailable")
     assert len(served.backend.calls) == 1
 
