@@ -21,7 +21,7 @@ from gateway.operations.routes import loaded_catalog
 from gateway.operations.server import NotReady, check_address, check_pepper, check_policy, missing_secrets, reachable_host, revealed
 from gateway.secrets import Secrets, SecretsError, load_secrets
 from gateway.settings import Settings
-from gateway.store import accounts, catalog, ledger
+from gateway.store import accounts, audit, catalog, ledger
 from gateway.store import server as database_server
 from gateway.store.database import CannotOpen, Database, SchemaMismatch
 from gateway.store.pools import credential_place
@@ -32,6 +32,9 @@ __all__ = ["Finding", "Verdict", "examine", "local_site"]
 DAY_MS = 86_400_000
 SAMPLE = 10_000
 """How many entries of the last day are looked at."""
+VERIFIED_ENTRIES = 20_000
+SHOWN = 5
+"""How many differences of the ledger are told each by itself."""
 SKEW_MS = 2_000
 AHEAD_MS = 60_000
 OLDEST_POSTGRES = 120_000
@@ -150,10 +153,12 @@ def _contents(settings: Settings, database: Database, secrets: Secrets | None, a
     if facts is not None:
         yield from _server(facts, (began + time.time_ns()) // 2_000_000, settings.workers)
     yield from _accounts(database)
-    if secrets is not None:
-        yield _pepper(database, secrets)
-        yield from _catalog(settings, database, secrets, at)
     yield from _entries(database, at)
+    if secrets is not None:
+        yield (pepper := _pepper(database, secrets))
+        yield from _catalog(settings, database, secrets, at)
+        if pepper.verdict is Verdict.OK:
+            yield from _books(database, secrets)
 
 
 def _server(facts: ServerFacts, here: int, workers: int) -> Iterator[Finding]:
@@ -250,3 +255,17 @@ def _entries(database: Database, at: int) -> Iterator[Finding]:
         yield warning("ledger", f"{len(free)} of {len(entries)} calls of the last 24 hours were booked without a price ({models})")
     else:
         yield ok("ledger", f"{len(entries)} calls in the last 24 hours, none without a price")
+
+
+def _books(database: Database, secrets: Secrets) -> Iterator[Finding]:
+    """What `gateway ledger verify` finds, where it takes a second or two."""
+    if (size := database.read(audit.newest_entry)) > VERIFIED_ENTRIES:
+        yield ok("ledger", f"about {size:,} entries are too many to be verified here: gateway ledger verify")
+        return
+    found = database.read(lambda: audit.audit(secrets.hasher.hash))
+    for difference in found.differences[:SHOWN]:
+        yield problem("ledger", f'{difference.row} {difference.problem}; docs/money.md, "Checking the books", says how to read this')
+    if len(found.differences) > SHOWN:
+        yield problem("ledger", f"{len(found.differences) - SHOWN} more differences: gateway ledger verify")
+    if not found.differences:
+        yield ok("ledger", f"{found.entries} entries and {found.windows} budget windows are verified")

@@ -35,6 +35,11 @@ class Audit:
     differences: tuple[Difference, ...]
 
 
+def newest_entry() -> int:
+    """Its id, 0 where there is none: about how many there are, without counting them."""
+    return int(EntryRow.select(fn.MAX(EntryRow.id)).scalar() or 0)
+
+
 def audit(seal: Seal) -> Audit:
     """Read all entries once. In one `Database.read`, and so of one moment."""
     found: list[Difference] = []
@@ -56,8 +61,8 @@ def audit(seal: Seal) -> Audit:
             if stored != counted:
                 found.append(Difference(f"budget window {window.id}", f"says {stored} nano-USD {name}, its rows add up to {counted}"))
     found += [Difference(f"budget window {id}", "is named by entries, and is gone") for id in sorted({*spent, *held})]
-    found += [Difference(f"hold {id}", "is closed, and its entry is gone") for id in _without_entry()]
-    found += [Difference(f"exchange {id}", "ended as a call that is booked, and its entry is gone") for id in _unbooked()]
+    found += [Difference(f"hold {id}", "is closed, and its entry is gone") for (id,) in _without_entry()]
+    found += [Difference(f"exchange {id}", "ended as a call that is booked, and its entry is gone") for (id,) in _unbooked()]
     return Audit(entries, unsealed, len(windows), HoldRow.select().where(HoldRow.state == "held").count(), tuple(found))
 
 
@@ -83,19 +88,22 @@ def _held() -> Iterator[tuple[int, int]]:
         yield window, int(amount)
 
 
-def _without_entry() -> list[str]:
+def _without_entry() -> Any:
     """Closed holds that had lines (others were never made), and no entry."""
-    entry = EntryRow.select(EntryRow.id).where((EntryRow.exchange == HoldRow.id) & (EntryRow.kind == "usage"))
     line = HoldLineRow.select(HoldLineRow.hold).where(HoldLineRow.hold == HoldRow.id)
-    query = HoldRow.select(HoldRow.id).where((HoldRow.state != "held") & fn.EXISTS(line) & ~fn.EXISTS(entry)).order_by(HoldRow.id)
-    return [row.id for row in query]
+    query = HoldRow.select(HoldRow.id).where((HoldRow.state != "held") & fn.EXISTS(line) & ~fn.EXISTS(_original(HoldRow.id)))
+    return query.order_by(HoldRow.id).tuples()
 
 
-def _unbooked() -> list[str]:
+def _unbooked() -> Any:
     """Exchanges that were written together with an entry, which is not there any more."""
-    entry = EntryRow.select(EntryRow.id).where(EntryRow.exchange == ExchangeTableRow.id)
-    query = ExchangeTableRow.select(ExchangeTableRow.id).where((ExchangeTableRow.ending != "refused") & ~fn.EXISTS(entry))
-    return [row.id for row in query.order_by(ExchangeTableRow.id)]
+    query = ExchangeTableRow.select(ExchangeTableRow.id).where((ExchangeTableRow.ending != "refused") & ~fn.EXISTS(_original(ExchangeTableRow.id)))
+    return query.order_by(ExchangeTableRow.id).tuples()
+
+
+def _original(exchange: Any) -> Any:
+    """In the terms of the index of original entries: without it every hold would read the whole ledger."""
+    return EntryRow.select(EntryRow.id).where((EntryRow.exchange == exchange) & (EntryRow.kind == "usage") & EntryRow.corrects.is_null())
 
 
 def rebuild() -> int:

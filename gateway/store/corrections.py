@@ -9,9 +9,9 @@ from typing import Any
 from peewee import fn
 
 from gateway.store.catalog import Price
-from gateway.store.engine import locked
 from gateway.store.models import database
 from gateway.store.models_money import EntryRow
+from gateway.store.statements import locked
 
 
 @dataclass(frozen=True, slots=True)

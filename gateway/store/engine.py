@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from urllib.parse import quote
@@ -373,22 +373,3 @@ def engine_for(url: str, timeout_s: float) -> Engine:
     if scheme in ("postgresql", "postgres") and rest:
         return PostgresEngine(f"postgresql://{rest}", timeout_s)
     raise SettingsError(["the database URL is neither sqlite:///absolute/path nor postgresql://user:password@host/name"])
-
-
-def insert_sql(table: str, columns: Sequence[str], on_conflict: str) -> str:
-    """An INSERT for `executemany`. The names come from our code, never from a request."""
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f'INSERT INTO "{table}" ({names}) VALUES ({", ".join("?" * len(columns))}) ON CONFLICT {on_conflict}'  # noqa: S608
-
-
-def executemany(database: Any, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Run one statement for many rows on a bound database; `?` stands for a parameter on both engines."""
-    if rows:
-        database.connection().cursor().executemany(sql.replace("?", database.param), rows)
-
-
-def locked(database: Any, select: str, parameters: Sequence[Any]) -> list[Any]:
-    """The rows of a SELECT, locked in the order of their ids until the transaction ends. A write transaction of SQLite has locked everything."""
-    lock = "" if database.param == "?" else " FOR UPDATE"
-    rows: list[Any] = database.execute_sql(f"{select} ORDER BY id{lock}".replace("?", database.param), parameters).fetchall()
-    return rows

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 
-from gateway.store.engine import executemany, insert_sql
 from gateway.store.models import ExchangeTableRow, database, storable
+from gateway.store.statements import executemany, insert_sql
 
 
 @dataclass(frozen=True, slots=True)

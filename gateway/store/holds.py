@@ -11,11 +11,25 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from gateway.store.engine import executemany, locked
 from gateway.store.models import database, storable
 from gateway.store.models_money import HoldRow
+from gateway.store.statements import executemany, insert_rows, locked, pipelined
 
 HELD, SETTLED, RELEASED, EXPIRED = "held", "settled", "released", "expired"
+_HOLD = MappingProxyType(
+    {
+        "id": "text",
+        "state": "text",
+        "owner": "text",
+        "deadline": "bigint",
+        "api_key": "bigint",
+        "user": "bigint",
+        "team": "bigint",
+        "model": "text",
+        "at": "bigint",
+    }
+)
+_LINE = MappingProxyType({"hold_id": "text", "window_id": "bigint", "amount": "bigint"})
 _NOW_MS = MappingProxyType(
     {
         "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
@@ -92,10 +106,11 @@ def reserve(items: Sequence[Wanted]) -> list[Refused | None]:
     windows = _windows({(period.budget_id, period.starts_at): period for item in items for period in item.periods})
     outcomes = [_decided(item, windows) for item in items]
     granted = [item for item, refused in zip(items, outcomes, strict=True) if refused is None]
-    _insert(granted)
     lines = [(item.id, windows[period.budget_id, period.starts_at].id, item.amount) for item in granted for period in item.periods]
-    executemany(database, "INSERT INTO hold_line (hold_id, window_id, amount) VALUES (?, ?, ?)", lines)
-    executemany(database, "UPDATE budget_window SET held = ? WHERE id = ?", [(window.held, window.id) for window in windows.values()])
+    with pipelined(database):
+        _insert(granted)
+        insert_rows(database, "hold_line", _LINE, lines)
+        executemany(database, "UPDATE budget_window SET held = ? WHERE id = ?", [(window.held, window.id) for window in windows.values()])
     return outcomes
 
 
@@ -110,9 +125,8 @@ def _decided(item: Wanted, windows: Mapping[tuple[int, int], _Window]) -> Refuse
 
 
 def _insert(items: Sequence[Wanted], state: str = HELD, suffix: str = "") -> None:
-    columns = "id, state, owner, deadline, api_key, user, team, model, at".replace("user", '"user"')
     rows = [storable((item.id, state, item.owner, item.lease_s * 1000, item.api_key, item.user, item.team, item.model, item.at)) for item in items]
-    executemany(database, f"INSERT INTO hold ({columns}) VALUES (?, ?, ?, {now_sql()} + ?, ?, ?, ?, ?, ?){suffix}", rows)  # noqa: S608
+    insert_rows(database, "hold", _HOLD, rows, suffix, deadline=f"{now_sql()} + {{}}")
 
 
 def bury(item: Wanted) -> None:
@@ -180,10 +194,8 @@ def close(closings: Sequence[Closing]) -> dict[str, Closed]:
     ids = sorted({closing.id for closing in closings})
     if not ids:
         return {}
-    states = dict(locked(database, f"SELECT id, state FROM hold WHERE id IN ({marks(ids)})", ids))  # noqa: S608
-    lines = _lines([id for id in ids if _may_close(states.get(id))])
+    states, lines = _locked_holds(ids)
     spent, held, closed = dict[int, int](), dict[int, int](), dict[str, Closed]()
-    changed: list[tuple[str, str]] = []
     for closing in closings:
         before = states.get(closing.id)
         if not _may_close(before) or (before == EXPIRED and closing.state == EXPIRED):
@@ -193,9 +205,11 @@ def close(closings: Sequence[Closing]) -> dict[str, Closed]:
             spent[window] = spent.get(window, 0) + closing.amount
             held[window] = held.get(window, 0) + (amount if before == HELD else 0)
         states[closing.id] = closing.state
-        changed.append((closing.state, closing.id))
         closed[closing.id] = Closed(tuple(window for window, _ in taken), str(before))
-    executemany(database, "UPDATE hold SET state = ? WHERE id = ?", changed)
+    for state in (SETTLED, RELEASED, EXPIRED):
+        if changed := [id for id in closed if states[id] == state]:
+            sql = f"UPDATE hold SET state = ? WHERE id IN ({marks(changed)})"  # noqa: S608
+            database.execute_sql(sql.replace("?", database.param), [state, *changed])
     move({window: (spent[window], -held[window]) for window in spent})
     return closed
 
@@ -205,19 +219,30 @@ def _may_close(state: str | None) -> bool:
     return state in (HELD, EXPIRED)
 
 
-def _lines(ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    found: dict[str, list[tuple[int, int]]] = {}
-    if ids:
-        sql = f"SELECT hold_id, window_id, amount FROM hold_line WHERE hold_id IN ({marks(ids)}) ORDER BY window_id"  # noqa: S608
-        for hold, window, amount in database.execute_sql(sql.replace("?", database.param), ids).fetchall():
-            found.setdefault(hold, []).append((window, amount))
-    return found
+def _locked_holds(ids: Sequence[str]) -> tuple[dict[str, str], dict[str, list[tuple[int, int]]]]:
+    """The states of these holds, locked in the order of their ids, and what each took from which window."""
+    columns = "hold.id, hold.state, hold_line.window_id, hold_line.amount"
+    lock = " FOR UPDATE OF hold" if database.param != "?" else ""
+    sql = (
+        f"SELECT {columns} FROM hold LEFT JOIN hold_line ON hold_line.hold_id = hold.id"  # noqa: S608
+        f" WHERE hold.id IN ({marks(ids)}) ORDER BY hold.id, hold_line.window_id{lock}"
+    )
+    states: dict[str, str] = {}
+    lines: dict[str, list[tuple[int, int]]] = {}
+    for id, state, window, amount in database.execute_sql(sql.replace("?", database.param), list(ids)).fetchall():
+        states[id] = state
+        if window is not None:
+            lines.setdefault(id, []).append((window, amount))
+    return states, lines
 
 
 def move(changes: Mapping[int, tuple[int, int]]) -> None:
     """Add (spent, held) to windows, by their ids."""
     ids = sorted(window for window, change in changes.items() if change != (0, 0))
     if not ids:
+        return
+    if database.param != "?":  # in the order of their ids, which locks them; one way less than to look first
+        executemany(database, "UPDATE budget_window SET spent = spent + ?, held = held + ? WHERE id = ?", [(*changes[id], id) for id in ids])
         return
     rows = locked(database, f"SELECT id, spent, held FROM budget_window WHERE id IN ({marks(ids)})", ids)  # noqa: S608
     values = [(spent + changes[id][0], held + changes[id][1], id) for id, spent, held in rows]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from gateway.store import holds
 from gateway.store.accounts import first_key_id
-from gateway.store.engine import executemany
 from gateway.store.holds import Refused, Wanted, marks, now_sql
 from gateway.store.models import database
+from gateway.store.statements import executemany
 
 RUNNING, DONE, FREE = "running", "done", "free"
 KEEP_MS = 86_400_000

@@ -13,11 +13,11 @@ from peewee import SQL, Case, fn
 
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.store import budgets, exchanges, holds, idempotency
-from gateway.store.engine import executemany, insert_sql
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.idempotency import Completion
 from gateway.store.models import database, storable
 from gateway.store.models_money import EntryRow
+from gateway.store.statements import executemany, insert_sql, pipelined
 
 DAY_MS = 86_400_000
 WITHHELD, DISPLACED = "withheld", "displaced"
@@ -111,20 +111,25 @@ def record(items: Sequence[Booking], seal: Seal) -> Sequence[bool]:
     """
     displaced = idempotency.complete([item.claim for item in items if item.claim is not None])
     items = [_uncharged(item) if item.claim is not None and item.claim.exchange in displaced else item for item in items]
+    with pipelined(database):
+        _book(items, seal)
+    return [item.claim is None or item.claim.exchange not in displaced for item in items]
+
+
+def _book(items: Sequence[Booking], seal: Seal) -> None:
     closed = holds.close([_closing(item.entry) for item in items if item.held and item.entry is not None])
-    late = [id for id, each in closed.items() if each.before == holds.EXPIRED]
-    originals = _originals(late)
-    entries: list[Entry] = []
+    originals = _originals([id for id, each in closed.items() if each.before == holds.EXPIRED])
+    rows: list[Sequence[Any]] = []
     for item in items:
         if item.entry is None:
             continue
         if not item.held:
-            entries += (item.entry, *item.attempts)
+            rows += [_values(entry, entry.windows) for entry in (item.entry, *item.attempts)]
         elif (each := closed.pop(item.entry.exchange, None)) is not None:
-            entries += (_settled(item.entry, each, originals), *item.attempts)
-    _insert(entries, seal)
+            rows.append(_values(_corrected(item.entry, originals), each.windows))  # those that its hold was taken from
+            rows += [_values(entry, ()) for entry in item.attempts]
+    _insert(rows, seal)
     exchanges.save([item.exchange for item in items if item.exchange is not None])
-    return [item.claim is None or item.claim.exchange not in displaced for item in items]
 
 
 def _uncharged(item: Booking) -> Booking:
@@ -137,24 +142,23 @@ def _closing(entry: Entry) -> holds.Closing:
     return holds.Closing(entry.exchange, entry.amount, state)
 
 
-def _settled(entry: Entry, closed: holds.Closed, originals: Mapping[str, int]) -> Entry:
-    """With the windows that its hold was taken from. After its hold expired, it corrects the entry that said so."""
-    entry = replace(entry, windows=closed.windows)
+def _corrected(entry: Entry, originals: Mapping[str, int]) -> Entry:
+    """After its hold expired, it corrects the entry that said so."""
     return replace(entry, kind="adjust", corrects=originals[entry.exchange]) if entry.exchange in originals else entry
 
 
 def _originals(exchange_ids: Sequence[str]) -> dict[str, int]:
     if not exchange_ids:
         return {}
-    found = EntryRow.select(EntryRow.exchange, EntryRow.id).where(EntryRow.exchange.in_(list(exchange_ids)) & EntryRow.corrects.is_null())
-    return {row.exchange: row.id for row in found}
+    sql = f"SELECT exchange, id FROM entry WHERE exchange IN ({holds.marks(exchange_ids)}) AND corrects_id IS NULL"  # noqa: S608
+    return dict(database.execute_sql(sql.replace("?", database.param), list(exchange_ids)).fetchall())
 
 
 def book_corrections(entries: Sequence[Entry], seal: Seal) -> None:
     """Entries that correct others: each takes its amount to the windows of its `windows`."""
     if any(entry.corrects is None for entry in entries):
         raise ValueError("a correction names the entry that it corrects")
-    _insert(entries, seal)
+    _insert([_values(entry, entry.windows) for entry in entries], seal)
     _move(entries)
 
 
@@ -170,7 +174,7 @@ def book_credit(kind: str, subject: int, amount_nano: int, at: int, exchange_id:
     owner = {"api_key": subject if kind == "key" else 0, "user": subject if kind == "user" else 0, "team": subject if kind == "team" else None}
     words = {"ending": "complete", "usage_source": "none", "model_asked": "", "model_served": "", "deployment": ""}
     credit = Entry(exchange_id, "credit", 0, amount=-amount_nano, cost=0, usage=Usage(), total_ms=0, at=at, windows=windows, note=note, **owner, **words)  # type: ignore[arg-type]
-    _insert([credit], seal)
+    _insert([_values(credit, windows)], seal)
     _move([credit])
     return credit
 
@@ -183,8 +187,8 @@ def _move(entries: Sequence[Entry]) -> None:
     holds.move({window: (amount, 0) for window, amount in moved.items()})
 
 
-def _insert(entries: Sequence[Entry], seal: Seal) -> None:
-    executemany(database, _INSERT, [_sealed(_values(entry), seal) for entry in entries])
+def _insert(rows: Sequence[Sequence[Any]], seal: Seal) -> None:
+    executemany(database, _INSERT, [_sealed(values, seal) for values in rows])
 
 
 def _sealed(values: Sequence[Any], seal: Seal) -> Sequence[Any]:
@@ -253,10 +257,10 @@ def _day(number: int) -> str:
     return datetime.fromtimestamp(int(number) * DAY_MS // 1000, UTC).date().isoformat()
 
 
-def _values(entry: Entry) -> Sequence[Any]:
+def _values(entry: Entry, windows: Sequence[int]) -> Sequence[Any]:
     raw = None if entry.usage.raw is None else json.dumps(entry.usage.raw)
     flags = ",".join(dict.fromkeys((*entry.flags, *entry.usage.flags)))
-    return storable((*_PLAIN_VALUES(entry), *_TOKENS(entry.usage), raw, flags, json.dumps(dict(entry.rates)), json.dumps(entry.windows)))
+    return storable((*_PLAIN_VALUES(entry), *_TOKENS(entry.usage), raw, flags, json.dumps(dict(entry.rates)), json.dumps(windows)))
 
 
 def _entry(row: EntryRow) -> Entry:

@@ -79,8 +79,10 @@ HoldRow.add_index(HoldRow.owner, where=(HoldRow.state == "held"), name="hold_ope
 
 
 class HoldLineRow(Row):
-    hold = ForeignKeyField(HoldRow)
-    window = ForeignKeyField(BudgetWindowRow)
+    """What a hold takes of a window. Written four times a call: no index but the key."""
+
+    hold = ForeignKeyField(HoldRow, index=False)
+    window = ForeignKeyField(BudgetWindowRow, index=False)
     amount = BigIntegerField()
 
     class Meta:

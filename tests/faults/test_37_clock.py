@@ -82,6 +82,18 @@ def test_a_clock_that_jumps_gives_nobody_a_budget_anew(server: Crashing, moment:
     assert server.findings().differences == ()
 
 
+def test_a_clock_that_jumps_gives_nobody_a_minute_of_calls_anew(server: Crashing) -> None:
+    user = server.gateway.new_user("hasty")
+    key = server.gateway.new_key(user)
+    server.gateway.limit("user", user, rpm=2)
+    server.gateway.wait_catalog()
+    body = {"model": "m", "messages": [], "max_tokens": 20}
+    assert [server.gateway.post(CHAT, body, key).status for _ in range(3)] == [200, 200, 429]
+    for off_s in (HOUR_S, -HOUR_S, 0):
+        turn(server, off_s)
+        assert server.gateway.post(CHAT, body, key).status == 429
+
+
 def spend(server: Crashing, key: str) -> None:
     """Until there is no room."""
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 20}

@@ -21,6 +21,7 @@ from gateway.secrets import Secrets
 from gateway.settings import Settings
 from gateway.store.database import Database
 from gateway.store.ledger import Entry
+from gateway.store.models import database as bound
 from gateway.store.server import ServerFacts
 from tests.factories import booked
 from tests.fakes.gateway import free_port
@@ -187,3 +188,34 @@ def test_a_setting_with_a_letter_wrong_is_a_warning(here: Settings, tmp_path: Pa
     assert [warning.split()[0] for warning in warnings] == ["WEB_CONCURENCY", "DATABSE_URL", "GATWAY_PORT", "OPENAI_API_KEYS"]
     assert "did you mean DATABASE_URL?" in warnings[1]
     assert found(dataclasses.replace(here, warnings=warnings), Verdict.WARNING)["settings"] == warnings[-1]
+
+
+def texts(settings: Settings, verdict: Verdict, subject: str) -> list[str]:
+    return [finding.text for finding in doctor.examine(settings, opened, AT) if (finding.verdict, finding.subject) == (verdict, subject)]
+
+
+def test_a_small_ledger_is_verified(here: Settings, installed: tuple[Database, Secrets]) -> None:
+    assert "0 entries and 0 budget windows are verified" in texts(here, Verdict.OK, "ledger")
+
+
+def test_what_differs_in_the_ledger_is_a_problem_and_told_in_bounds(here: Settings, installed: tuple[Database, Secrets]) -> None:
+    for number in range(7):
+        booked(installed[0], Entry(f"x{number}", "usage", 1, 1, 1, 0, 0, Usage(), "complete", "none", "m", "m", "d", 1, AT, price=1))
+    problems = texts(here, Verdict.PROBLEM, "ledger")  # sealed by the tests' own pepper, and so by a stranger's
+    assert problems[0].startswith("entry 1 of exchange x0 is not as it was booked")
+    assert problems[-1] == "2 more differences: gateway ledger verify"
+    assert len(problems) == 6
+
+
+def test_a_ledger_that_is_too_long_is_left_to_verify(here: Settings, installed: tuple[Database, Secrets]) -> None:
+    insert = "INSERT INTO entry SELECT {} FROM entry"
+    booked(installed[0], Entry("x", "usage", 1, 1, 1, 0, 0, Usage(), "complete", "none", "m", "m", "d", 1, AT, price=1))
+
+    def work() -> None:
+        columns = [column.name for column in bound.get_columns("entry")]
+        values = [{"id": "1000000", "exchange": "'y'"}.get(name, f'"{name}"') for name in columns]
+        bound.execute_sql(insert.format(", ".join(values)))
+
+    installed[0].write(work)
+    assert "about 1,000,000 entries are too many to be verified here: gateway ledger verify" in texts(here, Verdict.OK, "ledger")
+    assert texts(here, Verdict.PROBLEM, "ledger") == []

@@ -16,6 +16,7 @@ from gateway.store import accounts
 from gateway.store.database import Batched, Conflict, Database
 from gateway.store.models import UserRow
 from gateway.store.models import database as bound
+from gateway.store.statements import insert_rows, pipelined
 
 
 def names(database: Database) -> set[str]:
@@ -233,3 +234,33 @@ def test_the_url_s_password_is_not_shown() -> None:
     database = Database("postgresql://someone:hidden@db.example:5433/books")
     assert str(database) == "postgresql://db.example:5433/books"
     assert "hidden" not in repr(database)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 150])
+def test_many_rows_are_inserted_at_once_each_with_its_own_values(database: Database, count: int) -> None:
+    columns = {"id": "bigint", "name": "text", "created_at": "bigint"}
+    rows = [(number + 10, f"n{number}", 2**40 + number) for number in range(count)]
+
+    def work() -> None:
+        with pipelined(bound):
+            insert_rows(bound, "team", columns | {"markup_ppm": "bigint"}, [(*row, 7) for row in rows], created_at="{} + 1")
+            insert_rows(bound, "team", columns | {"markup_ppm": "bigint"}, [(*row, 8) for row in rows], " ON CONFLICT (id) DO NOTHING")
+
+    database.write(work)
+    found = database.read(lambda: bound.execute_sql("SELECT id, name, created_at, markup_ppm FROM team ORDER BY id").fetchall())
+    assert [tuple(row) for row in found] == [(id, name, at + 1, 7) for id, name, at in rows]
+
+
+def test_an_error_among_statements_that_do_not_wait_undoes_them_all(database: Database) -> None:
+    columns = {"id": "bigint", "name": "text", "created_at": "bigint", "markup_ppm": "bigint"}
+
+    def work() -> None:
+        with pipelined(bound):
+            insert_rows(bound, "team", columns, [(1, "a", 0, 0)])
+            insert_rows(bound, "team", columns, [(1, "b", 0, 0)])
+            insert_rows(bound, "team", columns, [(2, "c", 0, 0)])
+
+    with pytest.raises(Conflict):
+        database.write(work)
+    assert database.read(lambda: bound.execute_sql("SELECT COUNT(*) FROM team").fetchall()) == [(0,)]
+    assert database.write(lambda: 5) == 5
