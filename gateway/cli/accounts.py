@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gateway.cli.opened import now_ms, opened
-from gateway.cli.printing import emit, json_option, moment, table
+from gateway.cli.printing import emit, json_option, moment, remark, table
 from gateway.cli.values import DURATION, NAMES, Parsed, parse_expiry
 from gateway.core.identity import SCOPES
 from gateway.operations import batches, keys, users
@@ -124,6 +124,8 @@ def restrictions(command: Callable[..., None]) -> Callable[..., None]:
 @json_option
 def create_key(user_name: str, label: str, expires: int | None, fields: KeyFields, as_json: bool) -> None:
     """Create a key. Its secret is shown once, now."""
+    if fields.get("models") == ():  # an unset variable in a script must not make a key for everything
+        raise click.UsageError("--models names no model; leave it out for a key that may use all")
     with opened() as here:
         minted = keys.create_key(here.database, here.secrets().hasher, user_name, now_ms(), label=label, expires_at=expires, **fields)
     emit(as_json, _minted_document(minted), lambda: _minted_lines(minted))
@@ -139,6 +141,9 @@ def set_key(reference: str, fields: KeyFields, as_json: bool) -> None:
         raise click.UsageError("name what to change: --models, --deny, --scopes or --from")
     with opened() as here:
         changed = keys.set_key(here.database, reference, now_ms(), **fields)
+        replaced = [item for item in keys.list_keys(here.database) if item.successor_id == changed.id and key_state(item, now_ms()) == "active"]
+    for item in replaced:
+        remark(f"key {item.id}, which it replaced, works until {moment(item.expires_at)} with the restrictions that it had")
     emit(as_json, key_document(changed, now_ms()), lambda: [f"key {changed.id} ({shown(changed)}) of {changed.user_name} is {permitted(changed)} now"])
 
 

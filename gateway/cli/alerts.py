@@ -12,7 +12,7 @@ from gateway import plugins
 from gateway.backend import Services
 from gateway.cli.edge import FAILED
 from gateway.cli.opened import now_ms, opened
-from gateway.cli.printing import emit, json_option, moment, table
+from gateway.cli.printing import emit, json_option, moment, remark, table
 from gateway.cli.values import NAMES, Parsed
 from gateway.core.alerts import BUDGET, RULES, SENDER
 from gateway.operations import alerts
@@ -50,6 +50,8 @@ def set_alert(name: str, url: str | None, thresholds: tuple[int, ...] | None, ru
         vault = here.secrets().vault
         made = alerts.set_webhook(here.database, vault, name, now_ms(), url=address, thresholds=thresholds, rules=rules, new_secret=new_secret)
     lines = [f"webhook {name}: {made.webhook.shown}, {_told(made.webhook)}"]
+    if made.replaced is not None:
+        remark(f"the webhook {name} was there: what went to {made.replaced} goes to the new URL; --name makes another webhook")
     if made.secret is not None:
         lines += ["Its messages are signed with this secret, which is not shown again:", made.secret]
     emit(as_json, _document(made.webhook) | ({"secret": made.secret} if made.secret else {}), lambda: lines)

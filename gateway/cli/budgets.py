@@ -31,7 +31,7 @@ def of_subject(command: Callable[..., None]) -> Callable[..., None]:
         named = (("key", key), ("user", user), ("team", team), ("global", "" if everybody else None))
         subjects = [Subject(kind, reference) for kind, reference in named if reference is not None]
         if len(subjects) != 1:
-            raise click.UsageError("name one of --key, --user, --team and --global")
+            raise click.UsageError(f"name {'only ' if subjects else ''}one of --key, --user, --team and --global")
         command(subjects[0], **others)
 
     return taking
@@ -47,15 +47,16 @@ def budget() -> None:
 @click.option("--period", type=click.Choice(("day", "month", "total")), required=True, help="When it begins anew; a total never does.")
 @click.option("--limit", type=AMOUNT, required=True, metavar="USD", help="Such as 20 or 0.50. 0 leaves no room but for what costs nothing.")
 @click.option("--timezone", metavar="ZONE", help="Where its days and months begin, such as Europe/Berlin. Default: as it is, or UTC.")
-@click.option("--soft", is_flag=True, help="Count, and refuse nothing.")
+@click.option("--soft/--hard", default=None, help="Count, and refuse nothing; or refuse. Default: as it is, or hard.")
 @json_option
-def set_budget(subject: Subject, period: str, limit: int, timezone: str | None, soft: bool, as_json: bool) -> None:
+def set_budget(subject: Subject, period: str, limit: int, timezone: str | None, soft: bool | None, as_json: bool) -> None:
     """Begin a budget, or change it. It counts from now on."""
     with opened() as here:
         made = budgets.set_budget(here.database, subject, period, limit, now_ms(), timezone=timezone, soft=soft)
         listed = next(each for each in budgets.list_budgets(here.database, now_ms()) if each.budget.id == made.id)
-    line = f"budget {made.id}: {usd(made.limit_nano)} USD a {period}" if period != "total" else f"budget {made.id}: {usd(made.limit_nano)} USD in total"
-    emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}, time zone {made.timezone}{', soft' if soft else ''}"])
+    zone = "" if period == "total" else f", time zone {made.timezone}"
+    line = f"budget {made.id}: {usd(made.limit_nano)} USD {'in total' if period == 'total' else f'a {period}'}"
+    emit(as_json, _document(listed), lambda: [f"{line} for {listed.whose}{zone}{', soft' if made.soft else ''}"])
 
 
 @click.group()
@@ -76,6 +77,41 @@ def add_credit(subject: Subject, amount: int, note: str, as_json: bool) -> None:
     emit(as_json, {"id": entry.exchange, "amount_nano_usd": amount, "note": note, "at": at}, lambda: [f"credit of {usd(amount)} USD booked ({entry.exchange})"])
 
 
+@credit.command("list")
+@json_option
+def list_credits(as_json: bool) -> None:
+    """List the credits."""
+    with opened() as here:
+        found = budgets.list_credits(here.database)
+    rows = [
+        (each.id, each.kind, each.whose, usd(each.amount_nano), moment(each.at), each.note, "taken back" if each.taken_back else "booked") for each in found
+    ]
+    document = [
+        {
+            "id": each.id,
+            "kind": each.kind,
+            "name": each.whose,
+            "amount_nano_usd": each.amount_nano,
+            "note": each.note,
+            "at": each.at,
+            "taken_back": each.taken_back,
+        }
+        for each in found
+    ]
+    empty = ["No credits yet. Give one: gateway credit add --user NAME --amount 5"]
+    emit(as_json, document, lambda: table(("ID", "OF", "WHO", "USD", "BOOKED", "NOTE", "STATE"), rows, right=("USD",)) if rows else empty)
+
+
+@credit.command("void")
+@click.argument("credit_id", metavar="ID")
+@json_option
+def void_credit(credit_id: str, as_json: bool) -> None:
+    """Take a credit back. Both entries stay in the books."""
+    with opened() as here:
+        void = budgets.void_credit(here.database, credit_id, now_ms(), here.secrets().hasher.hash)
+    emit(as_json, {"id": credit_id, "amount_nano_usd": void.amount, "taken_back": True}, lambda: [f"credit of {usd(void.amount)} USD taken back"])
+
+
 @budget.command("list")
 @json_option
 def list_budgets(as_json: bool) -> None:
@@ -93,8 +129,9 @@ def list_budgets(as_json: bool) -> None:
 def end_budget(budget_id: int, as_json: bool) -> None:
     """End a budget: it refuses and counts nothing more; what it counted stays in the books."""
     with opened() as here:
-        budgets.end_budget(here.database, budget_id, now_ms())
-    emit(as_json, {"id": budget_id, "ended": True}, lambda: [f"budget {budget_id} ended"])
+        ended = budgets.end_budget(here.database, budget_id, now_ms())
+    left = f"; {usd(_amounts(ended)[2])} USD were left of it, which no new one has" if ended.budget.period == "total" else ""
+    emit(as_json, {**_document(ended), "ended": True}, lambda: [f"budget {budget_id} of {ended.whose} ended: it refuses nothing from now on{left}"])
 
 
 def _amounts(item: ListedBudget) -> tuple[int, int, int]:

@@ -72,7 +72,16 @@ def set_model(name: str, as_json: bool, queue_s: int | None, on_client_gone: str
         raise click.UsageError("name what is to change")
     with opened() as here:
         changed = catalog.set_model(here.database, name, **wishes)
-    emit(as_json, _model_document(changed), lambda: [f"model {name} changed"])
+    emit(as_json, _model_document(changed), lambda: [f"model {name}: {_model_words(changed)}"])
+
+
+def _model_words(item: Model) -> str:
+    numbers = ((item.max_output, "tokens of output"), (item.rpm, "requests a minute"), (item.tpm, "tokens a minute"), (item.concurrency, "calls at once"))
+    words = [f"at most {number} {what}" for number, what in numbers if number is not None]
+    if item.queue_size is not None:
+        limited = (item.rpm, item.tpm, item.concurrency) != (None, None, None)
+        words.append(f"a queue of {item.queue_size}" + ("" if limited else ", which nothing fills: the model has no limit"))
+    return ", ".join([*words, f"{item.on_client_gone} when the client is gone"])
 
 
 def _model_document(item: Model) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gateway.operations.budgets import Subject
 from gateway.operations.limits import ListedLimits
 from gateway.presence import Presence
 from gateway.state.base import CONCURRENCY, REQUESTS, TOKENS, Limit, Standing, StateUnavailable
-from gateway.state.sqlite import SqliteLimits
+from gateway.state.sqlite import SqliteLimits, untouched
 
 NUMBER = click.IntRange(min=0)
 
@@ -67,7 +67,8 @@ def list_limits(as_json: bool) -> None:
 
 def _left(state: SqliteLimits, wanted: Sequence[Limit]) -> tuple[Standing, ...]:
     try:
-        return state.standings(wanted) if wanted and state.exists else ()  # never made here: it would be this user's, not the server's
+        # Never made here: it would be this user's, not the server's. Without it nothing is used.
+        return state.standings(wanted) if wanted and state.exists else tuple(unused for limit in wanted for unused in untouched(limit))
     except StateUnavailable:  # a run directory that belongs to the server's user
         return ()
 

@@ -12,6 +12,7 @@ from gateway.cli import price_book
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import BEGINNING, MOMENT, Parsed
+from gateway.core.globs import matches
 from gateway.dialects.events import BUCKETS
 from gateway.operations import prices
 from gateway.store.catalog import Price, Tier
@@ -34,8 +35,9 @@ OPTIONS = MappingProxyType(
 """The option of each bucket."""
 
 
+SERVICE_TIERS = ("batch", "flex", "priority")
 NARROW = MappingProxyType({"input_uncached": "input", "cache_read": "cache-read", "output_text": "output"})
-"""The buckets whose rates can be set for a tier and for batches; the others follow these."""
+"""The buckets whose rates can be set for a tier and for service tiers; the others follow these."""
 
 
 @click.group()
@@ -55,8 +57,9 @@ def _rate_options(command: Any) -> Any:
 
 
 def _more_options(command: Any) -> Any:
-    """--tier-input and so on, for the calls with a long input, and --batch-input and so on."""
-    for kind, text in (("batch", "As --{}, of a batch."), ("tier", "As --{}, of a call above --tier-above.")):
+    """--tier-input and so on, for the calls with a long input, and --batch-input and so on, for those of a service tier."""
+    texts = {tier: f"As --{{}}, of the service tier {tier}." for tier in reversed(SERVICE_TIERS)} | {"tier": "As --{}, of a call above --tier-above."}
+    for kind, text in texts.items():
         for bucket, name in reversed(tuple(NARROW.items())):
             command = click.option(f"--{kind}-{name}", f"{kind}__{bucket}", type=RATE, metavar="USD", help=text.format(name))(command)
     return click.option("--tier-above", type=click.IntRange(1), metavar="TOKENS", help="With more input than this the whole call has other prices.")(command)
@@ -77,11 +80,11 @@ def set_price(model: str, per_call: int | None, tier_above: int | None, valid_fr
         raise click.UsageError("name at least one price: --input, --output, --per-call (0 is a price)")
     if given and not {"input_uncached", "output_text"} <= named.keys():
         raise click.UsageError("name both --input and --output: what is left out would be free (0 is a price)")
-    tier, batch = _of("tier", given), _of("batch", given)
+    tier = _of("tier", given)
     if (tier_above is None) != (not tier):
         raise click.UsageError("--tier-above goes with --tier-input and --tier-output")
     steps = (Tier(tier_above, tier),) if tier_above is not None else ()
-    variants = {"batch": batch} if batch else {}
+    variants = {name: rates_of for name in SERVICE_TIERS if (rates_of := _of(name, given))}
     with opened() as here:
         now = now_ms()
         created = prices.set_price(here.database, model, named, now, per_call_nano=per_call or 0, valid_from=valid_from, tiers=steps, variants=variants)
@@ -109,11 +112,12 @@ def delete_price(model: str, valid_from: int | None, as_json: bool) -> None:
 
 
 @price.command("list")
+@click.argument("model", required=False, metavar="[MODEL]")
 @json_option
-def list_prices(as_json: bool) -> None:
-    """List the prices in USD per million tokens, each model's newest first."""
+def list_prices(model: str | None, as_json: bool) -> None:
+    """List the prices in USD per million tokens, each model's newest first. MODEL: a name or glob, such as 'gpt-*'."""
     with opened() as here:
-        found = prices.list_prices(here.database)
+        found = [item for item in prices.list_prices(here.database) if model is None or matches(item.model, model)]
     headings = ("MODEL", "FROM", "INPUT", "OUTPUT", "PER CALL", "OTHERS", "SOURCE")
     rows = [_row(item) for item in found]
     empty = ["No prices yet. Set one: gateway price set MODEL --input 2.50 --output 10, or see `gateway price import --dry-run`"]

@@ -51,17 +51,16 @@ def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], every
         write_rows(reconciliations.rows(found.lines), reconciliations.COLUMNS, form, output)
     else:
         emit(as_json, _document(found), lambda: _table_lines(found, everything))
-    for text in _remarks(provider, found, only):
+    for text in _remarks(provider, found):
         remark(text)
     if found.differences:
         click.get_current_context().exit(FAILED)
 
 
-def _remarks(provider: str, found: Reconciliation, only: Sequence[str]) -> list[str]:
+def _remarks(provider: str, found: Reconciliation) -> list[str]:
     remarks = list(found.remarks)
     if not found.deployments:
-        named = f"named {', '.join(only)}" if only else f"that leads to {provider}"
-        remarks.append(f"no call of a deployment {named} is booked in this period; name those whose calls this bill is for with --deployment")
+        remarks.append(f"no call of a deployment that leads to {provider} is booked in this period; name those whose calls this bill is for with --deployment")
     if any(line.day >= now_ms() // DAY_MS for line in found.lines):
         remarks.append("the last day is not over (UTC): its figures still grow")
     return remarks

@@ -27,7 +27,7 @@ OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 
 
 @click.command()
-@click.option("--by", type=NAMES, default="model", metavar=",".join(DIMENSIONS), help="What to group by, one or more. Default: model.")
+@click.option("--by", type=NAMES, multiple=True, default=("model",), metavar=",".join(DIMENSIONS), help="What to group by, one or more. Default: model.")
 @click.option("--month", type=MONTH, metavar="2026-11", help="A month. Default: this one.")
 @click.option("--since", type=MOMENT, metavar="TIME", help="From when on, such as 2026-11-01.")
 @click.option("--until", type=MOMENT, metavar="TIME", help="Up to when, that moment not included. Default: now.")
@@ -35,7 +35,7 @@ OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 @output_option
 @json_option
 def report(
-    by: tuple[str, ...], month: tuple[int, int] | None, since: int | None, until: int | None, form: str | None, output: Path | None, as_json: bool
+    by: tuple[tuple[str, ...], ...], month: tuple[int, int] | None, since: int | None, until: int | None, form: str | None, output: Path | None, as_json: bool
 ) -> None:
     """What was used and what it cost, from the ledger. Times are UTC."""
     if form is not None and as_json:
@@ -43,19 +43,19 @@ def report(
     if output is not None and form is None:
         raise click.UsageError("--output needs --format")
     begin, end = period(month, since, until, now_ms())
-    by = tuple(dict.fromkeys(by))
+    dimensions = tuple(dict.fromkeys(name for names in by for name in names))
     with opened() as here:
-        lines = reports.report(here.database, begin, end, by)
+        lines = reports.report(here.database, begin, end, dimensions)
     if form is not None:
-        write_rows(reports.rows(by, lines), reports.columns(by), form, output)
+        write_rows(reports.rows(dimensions, lines), reports.columns(dimensions), form, output)
         return
-    document = {"since": begin, "until": end, "by": list(by), "lines": [_line_document(line) for line in lines], "total": _line_document(_sum(lines))}
+    document = {"since": begin, "until": end, "by": list(dimensions), "lines": [_line_document(line) for line in lines], "total": _line_document(_sum(lines))}
     named = f"{moment(begin)} to {moment(end)}"
-    emit(as_json, document, lambda: _report_lines(by, lines, named) if lines else [f"Nothing was booked from {named}."])
+    emit(as_json, document, lambda: _report_lines(dimensions, lines, named) if lines else [f"Nothing was booked from {named}."])
 
 
 def _report_lines(by: Sequence[str], lines: Sequence[Line], named: str) -> list[str]:
-    numbers = ("CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD")
+    numbers = ("CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD", "COST")
     total = ("total", *("" for _ in by[1:]), *_numbers(_sum(lines)))
     rows = [*((*line.names.values(), *_numbers(line)) for line in lines), total]
     return [f"Booked from {named}:", "", *table((*(name.upper() for name in by), *numbers), rows, right=numbers)]
@@ -63,7 +63,7 @@ def _report_lines(by: Sequence[str], lines: Sequence[Line], named: str) -> list[
 
 def _numbers(line: Line) -> tuple[object, ...]:
     tokens = (sum(line.buckets[bucket] for bucket in buckets) for buckets in (INPUT, OUTPUT))
-    return line.calls, *tokens, usd(line.amount)
+    return line.calls, *tokens, usd(line.amount), usd(line.cost)
 
 
 def _sum(lines: Sequence[Line]) -> Line:

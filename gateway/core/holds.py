@@ -175,6 +175,11 @@ def _period(budget: Budget, at: int) -> Period:
 
 def _exceeded(refused: Refused, budget: Budget, amount: int) -> GatewayError:
     until = "" if refused.ends_at is None else f" It begins anew at {_moment(refused.ends_at, budget.timezone)}."
+    if budget.period == "total" and refused.limit_nano == 0:  # paid in advance: credits are negative amounts
+        return BudgetExceeded(
+            f"{_WHOSE[budget.kind]} balance of {usd(-refused.spent)} USD has no room for this call:"
+            f" {usd(refused.held)} are held by calls under way, and this one may cost {usd(amount)}."
+        )
     return BudgetExceeded(
         f"{_WHOSE[budget.kind]} budget of {usd(refused.limit_nano)} USD {_PERIOD[budget.period]} has no room for this call:"
         f" {usd(refused.spent)} are spent, {usd(refused.held)} held by calls under way, and this one may cost {usd(amount)}.{until}"

@@ -24,10 +24,11 @@ MAX_THRESHOLDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """`secret` is None where it stays as it was: it is never shown again."""
+    """`secret` is None where it stays as it was: it is never shown again. `replaced`: where messages went before, if that was changed."""
 
     webhook: Webhook
     secret: str | None
+    replaced: str | None = None
 
 
 def set_webhook(
@@ -56,7 +57,8 @@ def set_webhook(
         minted = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode() if known is None or new_secret else None
         target = {"url": url or old.get("url"), "secret": minted or old.get("secret")}
         sealed = vault.seal(json.dumps(target), alerts.webhook_place(before.id))
-        return Made(alerts.seal_webhook(before.id, shown or before.shown, sealed), minted)
+        replaced = known.shown if known is not None and url is not None and url != old.get("url") else None
+        return Made(alerts.seal_webhook(before.id, shown or before.shown, sealed), minted, replaced)
 
     return database.write(work)
 

@@ -249,12 +249,13 @@ def _entries(database: Database, at: int) -> Iterator[Finding]:
         yield problem(
             "clock", f"the newest entry of the ledger is {ahead / 60_000:.0f} minutes ahead of this host's clock: one of them was wrong; set the clock"
         )
-    free = [entry for entry in entries if entry.kind == "usage" and entry.price is None]
+    calls = [entry for entry in entries if entry.kind == "usage" and entry.corrects is None]
+    free = [entry for entry in calls if entry.price is None]
     if free:
         models = ", ".join(sorted({entry.model_served for entry in free})[:5])
-        yield warning("ledger", f"{len(free)} of {len(entries)} calls of the last 24 hours were booked without a price ({models})")
+        yield warning("ledger", f"{len(free)} of {len(calls)} calls of the last 24 hours were booked without a price ({models})")
     else:
-        yield ok("ledger", f"{len(entries)} calls in the last 24 hours, none without a price")
+        yield ok("ledger", f"{len(calls)} calls in the last 24 hours, none without a price")
 
 
 def _books(database: Database, secrets: Secrets) -> Iterator[Finding]:

@@ -36,23 +36,23 @@ _DECIMAL = re.compile(r"(\d+)(?:\.(\d+))?\Z", re.ASCII)
 
 def pico_per_token(usd_per_million: str) -> int:
     """ "2.50" (USD per million tokens) is 2_500_000 pico-USD a token. Raises BadRequest."""
-    return _scaled(usd_per_million, PICO_DIGITS)
+    return _scaled(usd_per_million, PICO_DIGITS, "a price")
 
 
 def nano_usd(usd: str) -> int:
     """ "0.01" (USD) is 10_000_000 nano-USD. Raises BadRequest."""
-    return _scaled(usd, NANO_DIGITS)
+    return _scaled(usd, NANO_DIGITS, "an amount of USD")
 
 
-def _scaled(text: str, digits: int) -> int:
+def _scaled(text: str, digits: int, what: str) -> int:
     match = _DECIMAL.match(text)
     if match is None:
-        raise BadRequest(f"{text!r} is not a price: write a decimal number such as 2.50, without a sign or an exponent")
+        raise BadRequest(f"{text!r} is not {what}: write a decimal number such as 2.50, without a sign or an exponent")
     whole, fraction = match[1].lstrip("0"), (match[2] or "").rstrip("0")
     if len(whole) > WHOLE_DIGITS:
-        raise BadRequest(f"{text} is too large for a price: it must be below a million USD")
+        raise BadRequest(f"{text} is too large for {what}: it must be below a million USD")
     if len(fraction) > digits:
-        raise BadRequest(f"{text} is too fine: a price here has at most {digits} decimal places")
+        raise BadRequest(f"{text} is too fine: {what} here has at most {digits} decimal places")
     return int((whole or "0") + fraction.ljust(digits, "0"))
 
 

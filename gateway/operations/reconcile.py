@@ -105,6 +105,8 @@ def reconcile(database: Database, provider: str, given: Sequence[Bill], only: Se
         ours[day] = [one for one in found if chosen(one.deployment, _family(one.model) in billed)]
     names = _names({one.model for found in ours.values() for one in found}, {line.model for bill in given for line in bill.lines if line.model})
     deployments = tuple(sorted({one.deployment for found in ours.values() for one in found}))
+    if only and not deployments and not any(chosen(row.name, True) for row in database.read(catalog.list_deployments)):
+        raise BadRequest(f"there is no deployment {' or '.join(only)}; `gateway deployment list` shows them")
     lines = _lines(given, ours, names)
     remarks = tuple(remark for bill in given for remark in bill.remarks)
     return Reconciliation(tuple(bill.shape for bill in given), _date(min(days)), _date(max(days)), deployments, lines, remarks)

@@ -255,6 +255,12 @@ class SqliteLimits:
             self._connection = None
 
 
+def untouched(limit: Limit) -> list[Standing]:
+    """Of a limit of which nothing is used."""
+    numbers = ((REQUESTS, limit.rpm), (TOKENS, limit.tpm), (CONCURRENCY, limit.concurrency))
+    return [Standing(limit.subject, resource, number, number, 0.0) for resource, number in numbers if number is not None]
+
+
 def _sound(path: Path) -> bool:
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=PATIENCE_S)) as db:
         return bool(db.execute("PRAGMA quick_check").fetchone() == ("ok",))

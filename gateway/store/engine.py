@@ -251,7 +251,7 @@ class SqliteEngine(Engine):
         try:
             self._path.stat()
         except FileNotFoundError:
-            return "the file does not exist; `gateway migrate` creates it"
+            return "the file does not exist; run this where the server's data is (GATEWAY_DATA_DIR), or create it: gateway migrate"
         except OSError as obstacle:
             return obstacle.strerror or "it cannot be reached"
         return super()._reason(error)

@@ -179,6 +179,11 @@ def book_credit(kind: str, subject: int, amount_nano: int, at: int, exchange_id:
     return credit
 
 
+def credits() -> list[Entry]:
+    """All that were booked, the oldest first."""
+    return [_entry(row) for row in EntryRow.select().where(EntryRow.kind == "credit").order_by(EntryRow.id)]
+
+
 def _move(entries: Sequence[Entry]) -> None:
     moved: dict[int, int] = {}
     for entry in entries:
@@ -229,7 +234,8 @@ def booked_rows(since: int, until: int, after: tuple[int, int], limit: int) -> l
 def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
     """Sums over since <= at < until, grouped by any of team, user, key, model (as asked), deployment, ending, day (UTC).
 
-    Raises KeyError for others. The team is that of the call's time, None for none. Corrections count in the sums, not as calls.
+    Raises KeyError for others. The team is that of the call's time, None for none. Corrections count in the sums, not as calls; credits, which
+    are of no model, in neither.
     """
     groups = {
         "team": EntryRow.team,
@@ -243,7 +249,7 @@ def totals(since: int, until: int, by: Sequence[str]) -> list[Total]:
     keys = [groups[name] for name in by]
     calls = Case(None, (((EntryRow.kind == "usage") & EntryRow.corrects.is_null(), 1),), 0)
     sums = [fn.SUM(column) for column in (calls, EntryRow.amount, EntryRow.cost, *(getattr(EntryRow, name) for name in BUCKETS))]
-    query = EntryRow.select(*keys, *sums).where((EntryRow.at >= since) & (EntryRow.at < until)).group_by(*keys).order_by(*keys)
+    query = EntryRow.select(*keys, *sums).where((EntryRow.at >= since) & (EntryRow.at < until) & (EntryRow.model_asked != "")).group_by(*keys).order_by(*keys)
     return [_total(by, row) for row in query.tuples()]
 
 

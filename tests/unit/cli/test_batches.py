@@ -45,7 +45,7 @@ def test_a_batch_is_revoked_and_reported(installed: Typed) -> None:
     [
         (("bulk", "--batch", "nov", "--count", "0"), 2, "--count"),
         (("bulk", "--batch", "nov", "--count", "1001"), 2, "--count"),
-        (("bulk", "--batch", "nov", "--count", "1", "--budget", "-1"), 2, "not a price"),
+        (("bulk", "--batch", "nov", "--count", "1", "--budget", "-1"), 2, "not an amount of USD"),
         (("bulk", "--batch", "nov", "--count", "1", "--user", "a", "--team", "b"), 2, "name --user or --team"),
         (("bulk", "--batch", "n v", "--count", "1"), 2, "batch's name"),
         (("report", "--batch", "nov"), 3, "there is no batch 'nov'"),

@@ -39,14 +39,14 @@ def test_a_key_and_everybody_can_have_one(ann: Typed) -> None:
     [
         (("--user", "ann", "--limit", "-5"), "-5"),
         (("--user", "ann", "--limit", "0.0000000001"), "at most 9 decimal places"),
-        (("--user", "ann", "--limit", "1e3"), "not a price"),
+        (("--user", "ann", "--limit", "1e3"), "not an amount of USD"),
         (("--user", "ann", "--limit", "1000000"), "too large"),
         (("--user", "ann", "--limit", "5", "--timezone", "Europe/Berln"), "did you mean Europe/Berlin?"),
         (("--user", "eve", "--limit", "5"), "there is no user 'eve'"),
         (("--team", "blue", "--limit", "5"), "there is no team 'blue'"),
         (("--limit", "5"), "name one of --key, --user, --team and --global"),
-        (("--user", "ann", "--global", "--limit", "5"), "name one of --key, --user, --team and --global"),
-        (("--user", "ann", "--team", "blue", "--limit", "5"), "name one of --key, --user, --team and --global"),
+        (("--user", "ann", "--global", "--limit", "5"), "name only one of --key, --user, --team and --global"),
+        (("--user", "ann", "--team", "blue", "--limit", "5"), "name only one of --key, --user, --team and --global"),
     ],
 )
 def test_what_cannot_be_a_budget_is_told_in_a_line_and_changes_nothing(ann: Typed, words: tuple[str, ...], told: str) -> None:
@@ -101,3 +101,34 @@ def test_a_rotated_key_keeps_its_budget(ann: Typed) -> None:
         assert ann("key", "rotate", "laptop").code == 0
     changed = ann("budget", "set", "--key", "laptop", "--period", "day", "--limit", "2", "--json").json()
     assert (changed["id"], changed["subject"]) == (made["id"], 1)
+
+
+def test_a_soft_budget_stays_soft_until_it_is_made_hard(ann: Typed) -> None:
+    of_ann = ("budget", "set", "--user", "ann", "--period", "month", "--json")
+    assert [ann(*of_ann, "--limit", "5", *words).json()["soft"] for words in (("--soft",), (), ("--hard",), ())] == [True, True, False, False]
+
+
+def test_a_balance_outlasts_a_time_zone_and_is_named_when_it_ends(ann: Typed) -> None:
+    made = ann("budget", "set", "--user", "ann", "--period", "total", "--limit", "0", "--json").json()
+    assert ann("credit", "add", "--user", "ann", "--amount", "5", "--note", "invoice 17").code == 0
+    refused = ann("budget", "set", "--user", "ann", "--period", "total", "--limit", "0", "--timezone", "Europe/Berlin")
+    assert (refused.code, "it has no time zone" in refused.err) == (2, True)
+    assert ann("budget", "list", "--json").json()[0]["remaining_nano_usd"] == 5 * 10**9
+    assert "5.00 USD were left of it" in ann("budget", "end", str(made["id"])).out
+
+
+def test_a_credit_is_listed_and_taken_back_once(ann: Typed) -> None:
+    assert "gateway credit add" in ann("credit", "list").out
+    assert ann("budget", "set", "--user", "ann", "--period", "total", "--limit", "0").code == 0
+    assert ann("credit", "add", "--user", "ann", "--amount", "500").code == 0
+    (listed,) = ann("credit", "list", "--json").json()
+    assert (listed["name"], listed["amount_nano_usd"], listed["taken_back"]) == ("ann", 500 * 10**9, False)
+    assert ann("credit", "void", listed["id"]).out == "credit of 500.00 USD taken back\n"
+    assert (ann("credit", "void", listed["id"]).code, ann("credit", "void", "nothing").code) == (2, 3)
+    assert ann("budget", "list", "--json").json()[0]["remaining_nano_usd"] == 0
+    assert "taken back" in ann("credit", "list").out
+    assert ann("ledger", "verify").code == 0
+
+
+def test_a_credit_that_finds_no_budget_says_which_to_begin(ann: Typed) -> None:
+    assert "gateway budget set --user ann --period total --limit 0" in ann("credit", "add", "--user", "ann", "--amount", "5").err

@@ -35,7 +35,7 @@ def test_json_has_the_secret_of_a_new_code(installed: Typed) -> None:
     ("words", "code", "told"),
     [
         (("create", "--amount", "0"), 2, "more than 0 USD"),
-        (("create", "--amount", "-5"), 2, "not a price"),
+        (("create", "--amount", "-5"), 2, "not an amount of USD"),
         (("create", "--amount", "5", "--count", "0"), 2, "--count"),
         (("create", "--amount", "5", "--expires", "2020-01-01"), 2, "past"),
         (("revoke", "9"), 3, "there is no code '9'"),

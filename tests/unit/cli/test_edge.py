@@ -88,7 +88,7 @@ def test_what_is_there_already_or_in_use_is_one_line_and_4(installed: Typed) -> 
 def test_a_database_that_is_not_there_is_one_line_and_5(gateway: Typed) -> None:
     result = gateway("user", "list")
     assert result.code == 5
-    assert "`gateway migrate` creates it" in one_line(result.err)
+    assert "or create it: gateway migrate" in one_line(result.err)
     assert not Path("data").exists()
 
 

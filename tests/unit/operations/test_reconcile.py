@@ -13,6 +13,7 @@ from gateway.dialects.events import Usage
 from gateway.errors import BadRequest
 from gateway.operations import reconcile
 from gateway.operations.reconcile import Reconciliation
+from gateway.store import catalog
 from gateway.store.database import Database
 from gateway.store.ledger import Entry
 from tests.unit.operations.booked import book
@@ -176,6 +177,9 @@ def test_a_file_that_is_given_twice_and_one_of_another_provider_are_refused(data
 def test_rows_for_other_programs_have_both_sides_and_the_cause(database: Database) -> None:
     month = OpenAIMonth()
     billed(month, a_day(FIRST))
+    with pytest.raises(BadRequest, match="there is no deployment main"):
+        compared(database, month)
+    database.write(lambda: catalog.create_deployment("main", catalog.create_model("m", 1).id, "openai", 1))
     (row,) = reconcile.rows(compared(database, month).lines)
     assert tuple(row) == reconcile.COLUMNS
     assert (row["day"], row["cause"], row["input_theirs"], row["input_delta"], row["cache_write_ours"]) == ("2026-11-01", "missing_here", 180, 180, None)
