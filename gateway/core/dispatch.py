@@ -12,6 +12,7 @@ from gateway.backend import Backend, Call, Reply, Secret
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
+from gateway.core.metering import whole
 from gateway.core.policies import SelectionPolicy
 from gateway.core.pool import Pool, Rest
 from gateway.core.routing import Candidate
@@ -152,6 +153,8 @@ class Dispatcher:
         attempt.ended = self._clock()
         attempt.outcome = error.code if isinstance(error, GatewayError) else "internal_error"
         attempt.status = error.upstream_status if isinstance(error, UpstreamRefused) else None
+        if isinstance(error, UpstreamRefused) and b'"usage"' in error.body:
+            attempt.usage = whole(exchange.call.dialect, error.body)
         mistaken = isinstance(error, UpstreamRefused) and error.blame is Blame.CLIENT  # no failure of the upstream's
         self._metrics.attempted(attempt.deployment, "client_error" if mistaken else attempt.outcome)
         log.debug("attempt failed: %s", error, extra={"exchange": exchange.id, "fields": {"deployment": attempt.deployment, "outcome": attempt.outcome}})

@@ -59,7 +59,10 @@ class Reservation:
 
 @dataclass(slots=True)
 class Attempt:
-    """One send. `outcome` is "answered", or the code of the error; times are monotonic seconds."""
+    """One send. `outcome` is "answered", or the code of the error; times are monotonic seconds.
+
+    `usage`: what the provider says that it used, though the client got nothing of it.
+    """
 
     deployment: str
     credential: str | None
@@ -68,6 +71,7 @@ class Attempt:
     outcome: str = "pending"
     status: int | None = None
     ended: float | None = None
+    usage: Usage | None = None
 
 
 def new_id(now_ms: int) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from gateway import logs
-from gateway.core.exchange import Ending, Exchange, ending_of
+from gateway.core.exchange import Attempt, Ending, Exchange, ending_of
 from gateway.core.holds import Holds
-from gateway.core.metering import NOTHING, Metered, Source
+from gateway.core.metering import NOTHING, Metered, Source, reported
 from gateway.core.pricing import priced
 from gateway.dialects.events import Usage
 from gateway.errors import GatewayError, SettleFailed, StoreUnavailable
@@ -29,7 +29,7 @@ from gateway.store.exchanges import ExchangeRow
 from gateway.store.holds import OpenHold
 from gateway.store.idempotency import Completion
 from gateway.store.journal import Journal
-from gateway.store.ledger import Booking, Entry, Seal, record
+from gateway.store.ledger import WITHHELD, Booking, Entry, Seal, record
 
 log = logging.getLogger(__name__)
 REFUSALS_A_MINUTE = 10
@@ -74,15 +74,18 @@ class Ledger:
             return
         exchange.ending, exchange.usage = ending, metered.usage
         entry: Entry | None = None
+        attempts: tuple[Entry, ...] = ()
         try:
             entry = self._entry(exchange, ending, metered)
-            charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, metered)))
+            attempts = self._attempts(exchange, entry)
+            charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, metered), attempts))
             exchange.amount_nano = entry.amount if charged else 0  # shown to the client only once it is booked
             self._holds.closed(exchange.id)
         except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
             self._log_lost(exchange, entry, metered, error)
             if entry is not None:
-                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, NOTHING)))
+                ended = _claim_ended(exchange, ending, NOTHING)
+                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), ended, attempts))
                 self.stuck = self.stuck or isinstance(error.__cause__, StoreUnavailable)
             if not isinstance(error, Exception):
                 raise
@@ -244,6 +247,36 @@ class Ledger:
             at=exchange.at,
         )
 
+    def _attempts(self, exchange: Exchange, entry: Entry) -> tuple[Entry, ...]:
+        """What providers bill for attempts that gave the client nothing is the operator's to pay: entries on nobody's account."""
+        return tuple([self._attempt(exchange, entry, number, attempt) for number, attempt in enumerate(exchange.attempts, 1) if attempt.usage is not None])
+
+    def _attempt(self, exchange: Exchange, entry: Entry, number: int, attempt: Attempt) -> Entry:
+        used = reported(attempt.usage or Usage())
+        price = exchange.reservation.prices.get(attempt.deployment) if exchange.reservation else None
+        due = priced(used.usage, price, 0)
+        return replace(
+            entry,
+            kind="attempt",
+            attempt=number,
+            api_key=0,
+            user=0,
+            team=None,
+            amount=0,
+            cost=due.cost,
+            markup_ppm=0,
+            usage=used.usage,
+            flags=() if price else ("unpriced",),
+            rates=due.rates,
+            price=price.id if price else None,
+            ending=str(Ending.UPSTREAM_ERROR),
+            usage_source=str(used.source),
+            model_served=attempt.model,
+            deployment=attempt.deployment,
+            credential=attempt.credential,
+            first_byte_ms=None,
+        )
+
 
 def _is_charged(ending: Ending, metered: Metered) -> bool:
     return metered is not NOTHING or ending is Ending.COMPLETE
@@ -261,7 +294,7 @@ def _is_held(exchange: Exchange) -> bool:
 
 def _withheld(entry: Entry) -> Entry:
     """As it is booked later: the cost stays the operator's. Without the raw usage, which may have been what could not be written."""
-    usage = replace(entry.usage, raw=None, flags=(*entry.usage.flags, "withheld"))
+    usage = replace(entry.usage, raw=None, flags=(*entry.usage.flags, WITHHELD))
     return replace(entry, amount=0, usage=usage)
 
 

@@ -63,10 +63,15 @@ def is_error(body: bytes) -> bool:
     return document is not None and bool(document.get("error"))
 
 
+def reported(usage: Usage) -> Metered:
+    """A provider's usage, bounded to what is possible."""
+    return Metered(_possible(usage), Source.PROVIDER)
+
+
 def metered(usage: Usage | None, call: Call, delivered_bytes: int, delivered_events: int) -> Metered:
     """The provider's usage where it gave one, else an estimate where the answer is text of a chat, or streamed."""
     if usage is not None:
-        return Metered(_possible(usage), Source.PROVIDER)
+        return reported(usage)
     is_chat = call.dialect in CHAT_CODECS
     if not is_chat and not call.stream:
         return NOTHING

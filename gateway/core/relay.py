@@ -112,6 +112,8 @@ class Relay:
         try:
             usage = self._reported() or whole(self._exchange.call.dialect, body)
             if self.status >= 400 or (usage is None and is_error(body)):
+                if self._exchange.attempts:
+                    self._exchange.attempts[-1].usage = usage
                 self._ledger.settle(self._exchange, Ending.UPSTREAM_ERROR, NOTHING)
             else:
                 ending = Ending.CLIENT_GONE if self._exchange.left else Ending.COMPLETE

@@ -54,7 +54,7 @@ def _names() -> Mapping[str, Mapping[int, str]]:
 
 def _line(total: Total, known: Mapping[str, Mapping[int, str]]) -> Line:
     ids = {name: value for name, value in total.group.items() if name in known and isinstance(value, int)}
-    names = {name: known[name].get(ids[name], f"#{ids[name]}") if name in ids else str(value or "") for name, value in total.group.items()}
+    names = {name: _named(known[name], ids[name]) if name in ids else str(value or "") for name, value in total.group.items()}
     return Line(names, ids, total.calls, total.buckets, total.amount, total.cost)
 
 
@@ -70,3 +70,8 @@ def rows(by: Sequence[str], lines: Iterable[Line]) -> Iterator[Mapping[str, Any]
         ids = {f"{name}_id": line.ids.get(name) for name in by if name in ("team", "user", "key")}
         amounts = {"amount_usd": usd_decimal(line.amount), "amount_nano_usd": line.amount, "cost_usd": usd_decimal(line.cost), "cost_nano_usd": line.cost}
         yield {**line.names, **ids, "calls": line.calls, **line.buckets, **amounts}
+
+
+def _named(names: Mapping[int, str], id: int) -> str:
+    """0 stands for nobody: a failed attempt is the operator's, a team's credit no user's."""
+    return names.get(id, f"#{id}" if id else "nobody")

@@ -107,7 +107,9 @@ def _page(since: int, until: int, after: int, glob: str) -> Page:
 
 
 def is_rated(entry: Entry) -> bool:
-    """Whether its amount was made from its usage: of a call that was charged, by the table of endings, be it late."""
+    """Whether its amount or cost was made from its usage: of a call that was charged, by the table of endings, be it late, or of a failed attempt."""
+    if entry.kind == "attempt":
+        return True
     if entry.kind == "usage" and entry.corrects is None:
         return entry.usage_source != "none" or entry.ending == "complete"
     return entry.kind == "adjust" and any(entry.usage.buckets().values())
@@ -121,7 +123,7 @@ def _rerated(entry: Entry, on_top: Mapping[int, Corrected], snapshot: Snapshot) 
     so_far = on_top.get(entry.id or 0, UNTOUCHED)
     price = snapshot.price(entry.model_served, entry.at)
     due = priced(entry.usage, price, entry.markup_ppm)
-    if not entry.api_key:  # the operator pays for what is nobody's, and no one is charged
+    if not entry.api_key or not ledger.UNCHARGED.isdisjoint(entry.flags):  # the operator pays for what is nobody's, and no one is charged
         due = replace(due, amount=entry.amount + so_far.amount)
     return Rerated(entry, entry.amount + so_far.amount, entry.cost + so_far.cost, due, None if price is None else price.id)
 

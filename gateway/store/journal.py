@@ -146,6 +146,7 @@ def _line(booking: Booking) -> bytes:
         "entry": None if booking.entry is None else _members(booking.entry) | {"usage": _members(booking.entry.usage)},
         "exchange": None if booking.exchange is None else _members(booking.exchange),
         "held": booking.held,
+        "attempts": [_members(each) | {"usage": _members(each.usage)} for each in booking.attempts],
         "claim": None if booking.claim is None else _members(replace(booking.claim, body=None)),
     }
     text = json.dumps(document, separators=(",", ":")).encode()
@@ -164,12 +165,15 @@ def _booking(line: bytes) -> Booking | None:
         return None
     document = json.loads(text)
     entry, exchange, claim = document["entry"], document["exchange"], document.get("claim")
-    if entry is not None:
-        usage = Usage(**{**entry["usage"], "flags": tuple(entry["usage"]["flags"])})
-        entry = Entry(**{**entry, "usage": usage, "flags": tuple(entry["flags"]), "windows": tuple(entry["windows"])})
     if claim is not None:
         claim = Completion(**{**claim, "place": tuple(claim["place"])})
-    return Booking(entry, None if exchange is None else ExchangeRow(**exchange), document["held"], claim)
+    attempts = tuple(map(_entry, document.get("attempts", ())))
+    return Booking(None if entry is None else _entry(entry), None if exchange is None else ExchangeRow(**exchange), document["held"], claim, attempts)
+
+
+def _entry(members: dict[str, Any]) -> Entry:
+    usage = Usage(**{**members["usage"], "flags": tuple(members["usage"]["flags"])})
+    return Entry(**{**members, "usage": usage, "flags": tuple(members["flags"]), "windows": tuple(members["windows"])})
 
 
 def _sync(directory: Path) -> None:

@@ -20,11 +20,14 @@ from gateway.store.models_money import EntryRow
 from gateway.store.statements import executemany, insert_sql, pipelined
 
 DAY_MS = 86_400_000
+WITHHELD, DISPLACED = "withheld", "displaced"
+UNCHARGED = frozenset({WITHHELD, DISPLACED})
+"""Flags of calls that cost the operator something and nobody else: their end never left, or another call answered in their place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger. `kind`: usage, credit, adjust, rerate or void; `usage_source`: provider, estimated or none.
+    """One line of the ledger. `kind`: usage, attempt, credit, adjust, rerate or void; `usage_source`: provider, estimated or none.
 
     `amount` is charged to the user, `cost` is what the operator pays; nano-USD, both negative where something is given back.
     `markup_ppm`: by how many millionths of the cost the amount is above it. `rates` are the pico-USD per token that were used (and
@@ -91,13 +94,14 @@ Seal = Callable[[str], str]
 class Booking:
     """The end of a call. `held`: it had a hold, whose closing decides whether there is anything to book. `exchange` None: its row stays.
 
-    `claim`: what becomes of the Idempotency-Key that it came with.
+    `claim`: what becomes of the Idempotency-Key that it came with. `attempts`: what providers bill for attempts that failed, on nobody's account.
     """
 
     entry: Entry | None
     exchange: ExchangeRow | None
     held: bool = False
     claim: Completion | None = None
+    attempts: tuple[Entry, ...] = ()
 
 
 def record(items: Sequence[Booking], seal: Seal) -> Sequence[bool]:
@@ -120,16 +124,17 @@ def _book(items: Sequence[Booking], seal: Seal) -> None:
         if item.entry is None:
             continue
         if not item.held:
-            rows.append(_values(item.entry, item.entry.windows))
+            rows += [_values(entry, entry.windows) for entry in (item.entry, *item.attempts)]
         elif (each := closed.pop(item.entry.exchange, None)) is not None:
             rows.append(_values(_corrected(item.entry, originals), each.windows))  # those that its hold was taken from
+            rows += [_values(entry, entry.windows) for entry in item.attempts]
     _insert(rows, seal)
     exchanges.save([item.exchange for item in items if item.exchange is not None])
 
 
 def _uncharged(item: Booking) -> Booking:
     """What it cost stays the operator's."""
-    return item if item.entry is None else replace(item, entry=replace(item.entry, amount=0, flags=(*item.entry.flags, "displaced")))
+    return item if item.entry is None else replace(item, entry=replace(item.entry, amount=0, flags=(*item.entry.flags, DISPLACED)))
 
 
 def _closing(entry: Entry) -> holds.Closing:

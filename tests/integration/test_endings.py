@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +242,16 @@ def test_a_refused_call_has_no_entry(stage: tuple[RunningGateway, Invoice], entr
     before = len(gateway.entries())
     assert gateway.post("/v1/chat/completions", {"model": "nothing", "messages": []}).status == 404
     assert len(gateway.entries()) == before == len(names())
+
+
+def test_what_a_provider_bills_for_a_failed_attempt_is_on_the_operators_account(tmp_path: Path) -> None:
+    failure = Json({**error_object("overloaded", kind="server_error"), "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}}, 500)
+    with Provider() as first, Provider() as second, RunningGateway(tmp_path) as gateway:
+        first.always("/v1/chat/completions", failure)
+        gateway.deploy("m", first.url, name="first", priority=0)
+        gateway.deploy("m", second.url, name="second", priority=1)
+        gateway.wait_catalog()
+        answer = gateway.post("/v1/chat/completions", {"model": "m", "messages": []})
+        assert answer.status == 200
+        booked = [(entry.kind, entry.deployment, entry.user, entry.amount, entry.cost) for entry in gateway.wait_entries(2)]
+    assert booked == [("usage", "second", 1, TOKENS, TOKENS), ("attempt", "first", 0, 0, 11)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.exchange import Ending, Reservation
+from gateway.core.exchange import Attempt, Ending, Reservation
 from gateway.core.metering import NOTHING, Metered, Source
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.errors import UpstreamError
-from gateway.store import catalog
+from gateway.store import catalog, ledger
 from tests.factories import StillClient, migrated, price
 from tests.unit.core.stages import USED, Bookkeeping, lines
 
@@ -139,3 +139,18 @@ def test_every_exchange_is_one_line_of_the_log(stage: Bookkeeping, caplog: pytes
     (line,) = lines(caplog, "exchange")
     assert (line["exchange"], line["key"], line["model"], line["status"], line["ending"]) == (made.id, 7, "m", 200, "complete")
     assert (line["deployment"], line["attempts"], line["amount_nano"], line["error"]) == ("d", 1, 60, None)
+
+
+def test_what_a_provider_bills_for_a_failed_attempt_is_the_operators(stage: Bookkeeping) -> None:
+    made = stage.answered(price(rate=7), attempts=2)
+    made.attempts[0] = Attempt("d", "d-key", "real", stage.clock.now, "upstream_error", 500, stage.clock.now, Usage(input_uncached=10, output_text=-3))
+    stage.ledger.settle(made, Ending.COMPLETE, USED)
+    booked = {(entry.kind, entry.attempt): entry for entry in stage.entries()}
+    assert set(booked) == {("usage", 2), ("attempt", 1)}
+    failed = booked["attempt", 1]
+    assert (failed.api_key, failed.user, failed.team, failed.amount, failed.cost) == (0, 0, None, 0, 1)
+    assert (failed.ending, failed.usage_source, failed.usage.input_uncached, failed.usage.output_text) == ("upstream_error", "provider", 10, 0)
+    assert booked["usage", 2].amount == booked["usage", 2].cost > 0
+    assert [(total.calls, total.cost) for total in stage.database.read(lambda: ledger.totals(0, 2**62, ("model",)))] == [
+        (1, failed.cost + booked["usage", 2].cost)
+    ]

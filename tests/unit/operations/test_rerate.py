@@ -258,6 +258,21 @@ def test_what_the_operator_pays_is_rated_and_charged_to_nobody(database: Databas
     assert [(entry.amount, entry.cost) for entry in entries(database)] == [(0, 4), (0, 2)]
 
 
+def test_a_failed_attempt_is_rated_for_the_operator(database: Database) -> None:
+    price(database, 3)
+    book(database, replace(ENTRY, kind="attempt", api_key=0, user=0, amount=0, cost=4))
+    applied(database)
+    assert [(entry.kind, entry.amount, entry.cost) for entry in entries(database)] == [("attempt", 0, 4), ("rerate", 0, 2)]
+
+
+@pytest.mark.parametrize("flag", ["withheld", "displaced"])
+def test_what_was_not_charged_since_its_end_never_left_is_never_charged(database: Database, flag: str) -> None:
+    price(database, 3)
+    book(database, replace(ENTRY, amount=0, cost=4, flags=(flag,)))
+    applied(database)
+    assert [(entry.amount, entry.cost) for entry in entries(database)] == [(0, 4), (0, 2)]
+
+
 def test_pages_follow_each_other_to_the_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
     price(database, 3)

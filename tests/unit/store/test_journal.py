@@ -22,7 +22,8 @@ ENTRY = Entry(
     "x1", "usage", 1, 7, 3, 1_000, 700, USAGE, "complete", "provider", "m", "real", "d", 820, 5, flags=("unpriced",), rates={"output_text": 9}, note="ü"
 )
 ROW = ExchangeRow("x1", "worker", 7, 3, "m", 200, "complete", '{"a":1}', 5)
-BOOKINGS = [Booking(replace(ENTRY, exchange=f"x{number}"), replace(ROW, id=f"x{number}"), held=number % 2 == 0) for number in range(3)]
+BOOKINGS = [Booking(replace(ENTRY, exchange=f"x{number}"), replace(ROW, id=f"x{number}"), held=number % 2 == 0) for number in range(2)]
+BOOKINGS.append(Booking(replace(ENTRY, exchange="x2"), None, attempts=(replace(ENTRY, exchange="x2", kind="attempt"),)))
 
 
 class Book:
