@@ -282,11 +282,16 @@ def _peer_is_gone(sock: socket.socket) -> bool:
         return True
 
 
-def every(seconds: float, fn: Callable[[], None], name: str) -> Callable[[], None]:
-    """Call `fn()` every `seconds` in a thread of its own until the returned function is called. `fn` must not raise."""
+def every(seconds: float, fn: Callable[[], None], name: str, *, at_once: bool = False) -> Callable[[], None]:
+    """Call `fn()` every `seconds`, the first time after that or `at_once`, in a thread of its own until the returned function is called.
+
+    `fn` must not raise.
+    """
     stopped = threading.Event()
 
     def loop() -> None:
+        if at_once:
+            fn()
         while not stopped.wait(seconds):
             fn()
 

@@ -52,7 +52,7 @@ class Housekeeping:
         self._forget_at = 0.0
 
     def start(self) -> None:
-        self._stop = every(TICK_S, self.tick, "housekeeping")
+        self._stop = every(TICK_S, self.tick, "housekeeping", at_once=True)  # workers that die one after the other may not live for a tick
 
     def close(self) -> None:
         """Idempotent."""

@@ -74,6 +74,7 @@ class Ledger:
             return
         exchange.ending, exchange.usage = ending, metered.usage
         entry: Entry | None = None
+        attempts: tuple[Entry, ...] = ()
         try:
             entry = self._entry(exchange, ending, metered)
             attempts = self._attempts(exchange, entry)
@@ -84,7 +85,7 @@ class Ledger:
             self._log_lost(exchange, entry, metered, error)
             if entry is not None:
                 ended = _claim_ended(exchange, ending, NOTHING)
-                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), ended, self._attempts(exchange, entry)))
+                self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), ended, attempts))
                 self.stuck = self.stuck or isinstance(error.__cause__, StoreUnavailable)
             if not isinstance(error, Exception):
                 raise

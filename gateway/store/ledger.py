@@ -127,7 +127,7 @@ def _book(items: Sequence[Booking], seal: Seal) -> None:
             rows += [_values(entry, entry.windows) for entry in (item.entry, *item.attempts)]
         elif (each := closed.pop(item.entry.exchange, None)) is not None:
             rows.append(_values(_corrected(item.entry, originals), each.windows))  # those that its hold was taken from
-            rows += [_values(entry, ()) for entry in item.attempts]
+            rows += [_values(entry, entry.windows) for entry in item.attempts]
     _insert(rows, seal)
     exchanges.save([item.exchange for item in items if item.exchange is not None])
 

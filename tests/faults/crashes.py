@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -106,6 +107,30 @@ class Crashing:
         self.seen.append(Seen(model, ended, clean))
         return self.seen[-1]
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[dict[str, float]]:
+        """For how many seconds each hold was seen open meanwhile, by its id."""
+        first: dict[str, float] = {}
+        open_s: dict[str, float] = {}
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.05):
+                for hold in self.open():
+                    open_s[hold.id] = time.monotonic() - first.setdefault(hold.id, time.monotonic())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield open_s
+        finally:
+            over.set()
+            thread.join()
+
+    def open(self) -> list[holds.OpenHold]:
+        """Every open hold."""
+        return [hold for owner in self.gateway.read(holds.owners) for hold in self.gateway.read(lambda: holds.open_holds(owner, 100))]  # noqa: B023
+
     def entries(self) -> dict[str, list[Entry]]:
         """By the model's name."""
         found: dict[str, list[Entry]] = {}
@@ -129,7 +154,7 @@ class Crashing:
     def expire(self, *, times: int) -> int:
         """So many reapers have seen the open holds, and end them one after the other; how many holds there were."""
         reaper = self.reaper()
-        found = [hold for owner in self.gateway.read(holds.owners) for hold in self.gateway.read(lambda: holds.open_holds(owner, 100))]  # noqa: B023
+        found = self.open()
         self.gateway.database.bind()
         for _ in range(times):
             reaper.book([reaper.abandoned(hold, Ending.WORKER_LOST) for hold in found])

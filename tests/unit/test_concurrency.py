@@ -288,6 +288,13 @@ def test_timer_may_wait_in_its_callback() -> None:
     assert done.wait(5)
 
 
+def test_repeated_call_may_begin_at_once() -> None:
+    called = threading.Event()
+    stop = every(3600, called.set, "repeated", at_once=True)
+    assert called.wait(5)
+    stop()
+
+
 def test_repeated_call_goes_on_until_it_is_stopped() -> None:
     calls: list[int] = []
     stop = every(0.01, lambda: calls.append(1), "repeated")

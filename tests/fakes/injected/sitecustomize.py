@@ -22,6 +22,8 @@ ANSWER_TO_SETTLE_S = 0.3
 """How late the mutant settles that does so after the answer."""
 settling = False
 """Whether the transaction under way books a call that ended well: there is one writer in a worker."""
+again: set[str] = set()
+"""Exchanges that the housekeeping books: replays, and what others left."""
 
 
 def taken(name: str) -> bool:
@@ -55,7 +57,11 @@ def core_holds(module: ModuleType) -> None:
 
 
 def core_ledger(module: ModuleType) -> None:
-    settle = module.Ledger.settle
+    settle, book = module.Ledger.settle, module.Ledger.book
+
+    def booked(self: Any, bookings: Any) -> None:
+        again.update(booking.entry.exchange for booking in bookings if booking.entry is not None)
+        book(self, bookings)
 
     def settled(self: Any, exchange: Any, ending: Any, metered: Any) -> None:
         if exchange.ending is None and str(ending) == "complete":
@@ -70,7 +76,7 @@ def core_ledger(module: ModuleType) -> None:
         exchange.ending = None
         settle(self, exchange, ending, metered)
 
-    module.Ledger.settle = settled
+    module.Ledger.settle, module.Ledger.book = settled, booked
 
 
 def store_ledger(module: ModuleType) -> None:
@@ -79,7 +85,8 @@ def store_ledger(module: ModuleType) -> None:
     def recorded(items: Any, seal: Any) -> Any:
         global settling
         results = record(items, seal)
-        settling = any(item.entry is not None and item.entry.ending == "complete" for item in items)
+        ended = [item.entry for item in items if item.entry is not None and item.entry.ending == "complete"]
+        settling = any(entry.exchange not in again for entry in ended)
         return results
 
     def execute(database: Any, sql: str, rows: Any) -> None:
