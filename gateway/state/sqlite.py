@@ -22,6 +22,8 @@ from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, int], T]
 MINUTE_NS = 60_000_000_000
+MOST_NS = 60 * MINUTE_NS
+"""How far beyond now a bucket may be filled: one wrong figure of an upstream's shall not shut everybody out for days."""
 BLOCK_S = 0.005
 """How long another worker's decision may block the hub. It takes microseconds, but on a busy machine its worker must get a core first."""
 PATIENCE_S, BUSY_WAIT_S = 1.0, 0.002
@@ -153,8 +155,8 @@ class SqliteLimits:
 
         def work(db: sqlite3.Connection, now: int) -> None:
             db.executemany("DELETE FROM lease WHERE subject = ? AND owner = ? AND call = ?", places)
-            changes = [(now if change > 0 else 0, *change_of) for change_of in moves if (change := change_of[0])]
-            db.executemany("UPDATE cell SET empty_at = max(empty_at, ?) + ? WHERE subject = ? AND resource = ?", changes)
+            changes = [(now if move > 0 else 0, min(move, MOST_NS), now + MOST_NS, subject, resource) for move, subject, resource in moves if move]
+            db.executemany("UPDATE cell SET empty_at = min(max(empty_at, ?) + ?, ?) WHERE subject = ? AND resource = ?", changes)
 
         if places or any(move[0] for move in moves):
             self._run(work)
