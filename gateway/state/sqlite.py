@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS lease (subject TEXT, owner TEXT, call TEXT, PRIMARY K
 CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY, turn INTEGER, moved_at INTEGER, pace INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS waiter (seq INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT, call TEXT UNIQUE, owner TEXT, api_key INTEGER, turn INTEGER);
 CREATE INDEX IF NOT EXISTS waiter_turn ON waiter (queue, turn, seq);
+CREATE TABLE IF NOT EXISTS had_turn (queue TEXT, api_key INTEGER, turn INTEGER, PRIMARY KEY (queue, api_key)) WITHOUT ROWID;
 """
 
 
@@ -77,6 +78,7 @@ class SqliteLimits:
             self._first(db, queue)
             turn = _one(db, "SELECT coalesce(max(turn), -1) + 1 FROM waiter WHERE queue = ? AND api_key = ?", queue, key)
             turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM queue WHERE name = ?), 0)", queue))
+            turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM had_turn WHERE queue = ? AND api_key = ?), -1) + 1", queue, key))
             if _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue) >= size:
                 last = db.execute("SELECT turn, seq FROM waiter WHERE queue = ? ORDER BY turn DESC, seq DESC LIMIT 1", (queue,)).fetchone()
                 if last is None or last[0] <= turn:
@@ -297,7 +299,9 @@ def _one(db: sqlite3.Connection, sql: str, *values: object) -> int:
 
 
 def _move_on(db: sqlite3.Connection, queue: str, call: str, turn: int, now: int) -> None:
-    """The first has begun: the next turn is up. Notes how fast the queue moves."""
+    """The first has begun: the next turn is up, and its key has had this one. Notes how fast the queue moves."""
+    db.execute("DELETE FROM had_turn WHERE queue = ? AND turn < ?", (queue, turn))
+    db.execute("INSERT OR REPLACE INTO had_turn SELECT queue, api_key, turn FROM waiter WHERE call = ?", (call,))
     db.execute("DELETE FROM waiter WHERE call = ?", (call,))
     row = db.execute("SELECT moved_at, pace FROM queue WHERE name = ?", (queue,)).fetchone()
     pace = 0

@@ -118,6 +118,22 @@ def test_keys_take_turns_in_a_queue(state: State) -> None:
     assert served == ["greedy-0", "modest", *(f"greedy-{number}" for number in range(1, 5))]
 
 
+def test_a_key_that_asks_again_and_again_waits_behind_those_who_have_had_no_turn(state: State) -> None:
+    limit = Limit("model:1", concurrency=1)
+    state.take("running", [limit], 0, "model:1")
+    for call, key in (("y-0", 1), ("y-1", 1), ("x-0", 2)):
+        state.join("model:1", call, key, 100)
+    served, previous = [], "running"
+    for number in range(1, 5):
+        state.finish(previous, [limit], 0, 0)
+        previous = state.line("model:1").first or ""
+        assert not isinstance(state.take(previous, [limit], 0, "model:1"), Full)
+        served.append(previous)
+        if previous.startswith("x"):
+            assert state.join("model:1", f"x-{number}", 2, 100)
+    assert served == ["y-0", "x-0", "y-1", "x-2"]
+
+
 def test_nobody_goes_before_those_who_wait(state: State) -> None:
     limit = Limit("model:1", concurrency=5)
     assert state.join("model:1", "first", 1, 10)
