@@ -108,8 +108,8 @@ class SqliteLimits:
 
     @property
     def exists(self) -> bool:
-        """Whether a worker has used it since the host's last boot."""
-        return self._path.exists()
+        """Whether a worker has used it since the host's last boot, as far as this user can see."""
+        return os.path.exists(self._path)
 
     def close(self) -> None:
         """Idempotent."""

@@ -212,6 +212,14 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         State(tmp_path / "file" / "run").ask(Limit("key:1", rpm=1))
 
 
+def test_where_one_cannot_look_there_is_nothing_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", forbidden)
+    assert not SqliteLimits(tmp_path, "", lambda owner: True).exists
+
+
 def _hammer(directory: Path, asks: int) -> int:
     state = SqliteLimits(directory, "me", lambda owner: True, lambda: 10**15)
     limit = Limit("key:1", rpm=1500)
