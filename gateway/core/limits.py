@@ -16,7 +16,7 @@ from functools import partial
 from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange
-from gateway.core.holds import input_bound, output_bound
+from gateway.core.holds import choices_bound, input_bound, output_bound
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
@@ -139,8 +139,7 @@ class CallLimits:
     def _tokens(self, exchange: Exchange, model: Model | None) -> int:
         """At most what the call may use: the difference is put right at its end."""
         max_output = None if model is None else model.max_output
-        choices = exchange.call.fields.n if type(exchange.call.fields.n) is int and exchange.call.fields.n > 0 else 1
-        return min(input_bound(exchange.call) + choices * output_bound(exchange.call, max_output, self._default_output), MOST_TOKENS)
+        return min(input_bound(exchange.call) + choices_bound(exchange.call) * output_bound(exchange.call, max_output, self._default_output), MOST_TOKENS)
 
     def _tell(self, error: StateUnavailable) -> None:
         self._broken_at = self._clock()
