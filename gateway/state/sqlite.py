@@ -75,11 +75,11 @@ class SqliteLimits:
 
     def join(self, queue: str, call: str, key: int, size: int) -> bool:
         def work(db: sqlite3.Connection, now: int) -> bool:
-            self._first(db, queue)
+            waiting = self._waiting(db, queue, size)
             turn = _one(db, "SELECT coalesce(max(turn), -1) + 1 FROM waiter WHERE queue = ? AND api_key = ?", queue, key)
             turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM queue WHERE name = ?), 0)", queue))
             turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM had_turn WHERE queue = ? AND api_key = ?), -1) + 1", queue, key))
-            if _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue) >= size:
+            if waiting >= size:
                 last = db.execute("SELECT turn, seq FROM waiter WHERE queue = ? ORDER BY turn DESC, seq DESC LIMIT 1", (queue,)).fetchone()
                 if last is None or last[0] <= turn:
                     return False
@@ -171,6 +171,15 @@ class SqliteLimits:
         for owner in [owner for owner in owners if not self._alive(owner)]:
             db.execute("DELETE FROM lease WHERE owner = ?", (owner,))
             del owners[owner]
+        return sum(owners.values())
+
+    def _waiting(self, db: sqlite3.Connection, queue: str, enough: int) -> int:
+        """Like `_count`, of those who wait."""
+        owners = dict[str, int](db.execute("SELECT owner, count(*) FROM waiter WHERE queue = ? GROUP BY owner", (queue,)).fetchall())
+        if sum(owners.values()) >= enough:
+            for owner in [owner for owner in owners if not self._alive(owner)]:
+                db.execute("DELETE FROM waiter WHERE owner = ?", (owner,))
+                del owners[owner]
         return sum(owners.values())
 
     def _first(self, db: sqlite3.Connection, queue: str) -> tuple[str, int] | None:

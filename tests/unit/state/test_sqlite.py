@@ -158,6 +158,16 @@ def test_a_queue_forgets_who_leaves_and_whose_worker_died(state: State, tmp_path
     assert (line.first, line.own) == ("c", {"c"})
 
 
+def test_places_in_a_queue_of_a_worker_that_died_are_free_also_behind_others(state: State, tmp_path: Path) -> None:
+    other = State(tmp_path, "other")
+    state.join("model:1", "first", 1, 3)
+    assert [other.join("model:1", call, 1, 3) for call in "ab"] == [True, True]
+    assert not state.join("model:1", "late", 1, 3)
+    state.dead.add("other")
+    assert state.join("model:1", "later", 1, 3)
+    assert state.line("model:1").own == {"first", "later"}
+
+
 def test_the_pace_of_a_queue_says_how_long_it_takes(state: State) -> None:
     for number in range(8):
         state.join("model:1", f"c{number}", 1, 10)
