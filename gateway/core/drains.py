@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from gateway.concurrency import after
 from gateway.core.exchange import Exchange
+from gateway.core.head import error_of
 from gateway.dialects import CODECS, sse
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,17 @@ class Drains:
         return True
 
     def read_on(self, exchange: Exchange, chunks: Iterator[bytes], splitter: sse.Splitter, note: Callable[[bytes], None]) -> bool:
-        """Read the rest of a stream and hand on its whole events, up to its terminal event; whether that came. Ends, whatever happens."""
+        """Read the rest of a stream and hand on its whole events, up to its terminal event; whether that came, and nothing failed. Ends, whatever happens."""
         stop = after(self._most_s, lambda: exchange.call.cancel.fire("client_gone"))
-        codec, left = CODECS[exchange.call.dialect], self._most_bytes
+        codec, left, failed = CODECS[exchange.call.dialect], self._most_bytes, False
         try:
             for chunk in chunks:
                 left -= len(chunk)
                 if events := splitter.feed(chunk):
                     note(events)
-                    if codec.terminal_candidate.search(events) and any(codec.is_terminal(sse.parse(raw)) for raw in sse.split(events)):
-                        return True
+                    failed = failed or (b"error" in events and any(error_of(sse.parse(raw)) is not None for raw in sse.split(events)))
+                    if codec.terminal_candidate.search(events) and (ends := [event for raw in sse.split(events) if codec.is_terminal(event := sse.parse(raw))]):
+                        return not failed and not any(map(codec.is_failure, ends))
                 if left < 0 or splitter.size > self._most_bytes:
                     return False
             if rest := splitter.drain():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
+
+import msgspec
 
 from gateway.backend import Call
 from gateway.core import periods
@@ -32,7 +35,9 @@ MOST_NANO = 10**16
 """More than any budget can have; a client may write any number as its `max_tokens`, and a soft budget takes it."""
 BINARY_TOKENS = 2_000
 """For each picture or sound within a request, whose bytes tell nothing of its tokens."""
+_NUMBER = re.compile(r"\s*\+?([0-9][0-9_]*)(?:\.0*)?\s*")
 _UNKNOWN = "The budget could not be looked up: the database did not answer. Try again."
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
 _OUTPUT = ("output_text", "reasoning", "audio_out")
 _WHOSE: Mapping[str, str] = {"key": "The key's", "user": "The user's", "team": "The team's", "global": "The gateway's"}
@@ -137,20 +142,44 @@ class Holds:
         dearest = [rates for step in steps for rates in (step.rates, *step.variants.values())]
         rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
         rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
-        choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1
-        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * output_bound(call, max_output, self._default_output) * rate_out
+        pico = (input_bound(call) * rate_in if rate_in else 0) + choices_bound(call) * output_bound(call, max_output, self._default_output) * rate_out
         return -(-pico // 1000) + price.per_call_nano
 
 
 def output_bound(call: Call, max_output: int | None, default: int) -> int:
     """Tokens that the answer may have, for each of its choices: what the call says, at most what the model may; else the model's, else the default."""
-    fields = call.fields
-    named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
-    if named:
-        return min([*named[:1], *([max_output] if max_output is not None else [])])
+    fields, most = call.fields, max_output if max_output is not None else default
+    wishes = (fields.max_output_tokens,) if call.path == "/responses" else (fields.max_completion_tokens, fields.max_tokens)
+    named = [limit if type(wish) is int else max(limit, most) for wish in wishes if (limit := _count(wish)) is not None]
+    if named:  # an upstream may know but one of them
+        return min([max(named), *([max_output] if max_output is not None else [])])
     if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
         return 0
-    return max_output if max_output is not None else default
+    return most
+
+
+def choices_bound(call: Call) -> int:
+    """Answers that the call has made: `n`, or the best of more, for each of a text completion's prompts."""
+    prompts = call.body.member("prompt") if call.path == "/completions" and call.body.member is not None else None
+    each = max(_count(call.fields.n) or 1, _count(call.fields.best_of) or 1)
+    return each * (_prompts(prompts) if prompts is not None and prompts.lstrip().startswith(b"[") else 1)
+
+
+def _prompts(raw: bytes) -> int:
+    """Prompts in a list of them; one of numbers is a single prompt's tokens."""
+    return max(sum(bytes(item).lstrip()[:1] in (b'"', b"[") for item in _list(raw)), 1)
+
+
+def _count(value: object) -> int | None:
+    """What some upstreams take for a whole number: 7.0 and "7" as well. None for what is none, or negative."""
+    if type(value) is int:
+        return value if value >= 0 else None
+    if isinstance(value, float) and value.is_integer():
+        return min(int(value), MOST_NANO) if value >= 0 else None
+    if isinstance(value, float) and value > MOST_NANO:  # infinity: a number of hundreds of digits
+        return MOST_NANO
+    found = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    return None if found is None else min(int(found[1].replace("_", "").lstrip("0")[:20] or "0"), MOST_NANO)
 
 
 def _lease_s(candidates: Sequence[Candidate]) -> int:

@@ -5,6 +5,7 @@ A refused call consumes nothing. A call on whose path nobody has a limit pays no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -12,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange
-from gateway.core.holds import input_bound, output_bound
+from gateway.core.holds import choices_bound, input_bound, output_bound
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
@@ -26,6 +28,8 @@ BROKEN_S = 1.0
 """How long nobody looks at a shared state that could not be used: no call shall wait for it in vain after another."""
 QUEUE_S = 30.0
 """How long a call waits where the model's queue has no time of its own."""
+MOST_TOKENS = 1_000_000_000
+"""More than any limit has; a client may write any number as its `max_tokens`, of more digits than could be told."""
 _WHOSE: Mapping[str, str] = {"key": "Your key's", "user": "Your user's", "team": "Your team's", "global": "The gateway's", "model": "The model's"}
 _WHAT: Mapping[str, str] = {REQUESTS: "request{s} a minute", TOKENS: "token{s} a minute", CONCURRENCY: "call{s} at once"}
 
@@ -52,6 +56,7 @@ class CallLimits:
         self._told = self._broken_at = -math.inf
         self._owed = deque[Callable[[], None]]()
         """What ended calls still have to give back."""
+        self._is_paying_later = False
 
     def admit(self, exchange: Exchange) -> None:
         """Take what the call needs of every limit on its path; the exchange gives it back. May wait, where the model has a queue.
@@ -105,24 +110,36 @@ class CallLimits:
             self._pay()
         except StateUnavailable as error:
             self._tell(error)
+            if not self._is_paying_later:
+                self._is_paying_later = True
+                spawn(self._pay_later, "limits")
         if queue is not None:
             self._room.wake(queue)
 
     def _pay(self) -> None:
-        """Raises StateUnavailable; what is left is paid before the next call begins."""
+        """Raises StateUnavailable; what is left is paid before the next call begins, or by `_pay_later`."""
         while self._owed:
             debt = self._owed.popleft()
             try:
                 debt()
-            except BaseException:
-                self._owed.append(debt)
-                raise
+            except BaseException as error:
+                if isinstance(error, StateUnavailable) or not isinstance(error, Exception):
+                    self._owed.append(debt)
+                    raise
+                log.error("what a call took of its limits cannot be given back: %s", type(error).__name__, exc_info=error)
+
+    def _pay_later(self) -> None:
+        """Calls of other workers need what this one's have to give back, whether another begins here or not."""
+        while self._owed:
+            time.sleep(BROKEN_S)
+            with contextlib.suppress(StateUnavailable):
+                self._pay()
+        self._is_paying_later = False
 
     def _tokens(self, exchange: Exchange, model: Model | None) -> int:
         """At most what the call may use: the difference is put right at its end."""
         max_output = None if model is None else model.max_output
-        choices = exchange.call.fields.n if type(exchange.call.fields.n) is int and exchange.call.fields.n > 0 else 1
-        return input_bound(exchange.call) + choices * output_bound(exchange.call, max_output, self._default_output)
+        return min(input_bound(exchange.call) + choices_bound(exchange.call) * output_bound(exchange.call, max_output, self._default_output), MOST_TOKENS)
 
     def _tell(self, error: StateUnavailable) -> None:
         self._broken_at = self._clock()

@@ -91,11 +91,19 @@ class Relay:
         if self._stop_lingering is not None:
             self._stop_lingering()
         try:
-            drains = self._exchange.drains and not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS
-            if drains and self._drains.begin() and self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_unread):
-                self._keep_last(b"".join(self._parts))
+            if not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS and self._is_whole():
+                self._keep_last(self._rest or b"".join(self._parts))
         finally:
             self._abort()
+
+    def _is_whole(self) -> bool:
+        """Whether the answer came to its good end, though the client did not see it: it is in hand, or is read on to."""
+        if not self._terminal:
+            unread = chain(self._pending, self._chunks)
+            if not (self._exchange.drains and self._drains.begin() and self._drains.read_on(self._exchange, unread, self._splitter, self._note_unread)):
+                return False
+            self._judge(self._last)
+        return self._ending is Ending.COMPLETE
 
     def _abort(self) -> None:
         try:

@@ -6,6 +6,7 @@ a call of this worker ends, it asks for who is first, if that is one of its own.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from gateway.concurrency import spawn
 from gateway.errors import Cancelled
 from gateway.state.base import QUEUE, Full, Limits, Standing, StateUnavailable
 
+log = logging.getLogger(__name__)
 POLL_S = 0.05
 Outcome = Full | tuple[Standing, ...]
 
@@ -55,6 +57,8 @@ class WaitingRoom:
         self._lock = threading.Lock()
         self._waiters: dict[str, dict[str, _Waiter]] = {}
         self._wakers: dict[str, threading.Event] = {}
+        self._leaving: dict[str, set[str]] = {}
+        """Who could not be taken from the queue: whoever stands in it blocks those behind."""
 
     @property
     def count(self) -> int:
@@ -72,9 +76,9 @@ class WaitingRoom:
         finally:
             forget()
             outcome = waiter.go()
-            self._forget(queue, call)
             if outcome is None:
-                self._state.leave(queue, call)
+                self._leave(queue, call)
+            self._forget(queue, call)
         if outcome is not None:
             return outcome
         if cancel.reason is not None:
@@ -94,6 +98,19 @@ class WaitingRoom:
             self._wakers[queue] = waker = threading.Event()
         spawn(lambda: self._serve(queue, waker), "waiting-room")
 
+    def _leave(self, queue: str, call: str) -> None:
+        """Now, or as soon as the state can be used."""
+        try:
+            self._state.leave(queue, call)
+        except StateUnavailable:
+            with self._lock:
+                self._leaving.setdefault(queue, set()).add(call)
+
+    def _leave_late(self, queue: str) -> None:
+        for call in tuple(self._leaving.get(queue, ())):
+            self._state.leave(queue, call)
+            self._leaving[queue].discard(call)
+
     def _forget(self, queue: str, call: str) -> None:
         with self._lock:
             self._waiters[queue].pop(call, None)
@@ -102,15 +119,18 @@ class WaitingRoom:
         while self._is_needed(queue):
             waker.clear()
             try:
+                self._leave_late(queue)
                 while self._serve_first(queue):
                     pass
             except StateUnavailable:  # who waits is told when its time is up
                 pass
+            except Exception as error:  # the loop's outermost edge: the others still wait
+                log.error("the waiting room failed: %s", type(error).__name__, exc_info=error)
             waker.wait(POLL_S)
 
     def _is_needed(self, queue: str) -> bool:
         with self._lock:
-            if not self._waiters[queue]:
+            if not self._waiters[queue] and not self._leaving.get(queue):
                 del self._wakers[queue]
                 return False
             return True
@@ -126,5 +146,5 @@ class WaitingRoom:
         first = waiters.get(line.first or "")
         outcome = first.ask(queue) if first is not None and first.outcome is None else None
         if isinstance(outcome, Full):  # another limit refuses it: the others need not wait for that
-            self._state.leave(queue, line.first or "")
+            self._leave(queue, line.first or "")
         return outcome is not None

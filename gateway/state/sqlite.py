@@ -22,6 +22,8 @@ from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, int], T]
 MINUTE_NS = 60_000_000_000
+MOST_NS = 60 * MINUTE_NS
+"""How far beyond now a bucket may be filled: one wrong figure of an upstream's shall not shut everybody out for days."""
 BLOCK_S = 0.005
 """How long another worker's decision may block the hub. It takes microseconds, but on a busy machine its worker must get a core first."""
 PATIENCE_S, BUSY_WAIT_S = 1.0, 0.002
@@ -35,6 +37,7 @@ CREATE TABLE IF NOT EXISTS lease (subject TEXT, owner TEXT, call TEXT, PRIMARY K
 CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY, turn INTEGER, moved_at INTEGER, pace INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS waiter (seq INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT, call TEXT UNIQUE, owner TEXT, api_key INTEGER, turn INTEGER);
 CREATE INDEX IF NOT EXISTS waiter_turn ON waiter (queue, turn, seq);
+CREATE TABLE IF NOT EXISTS had_turn (queue TEXT, api_key INTEGER, turn INTEGER, PRIMARY KEY (queue, api_key)) WITHOUT ROWID;
 """
 
 
@@ -72,10 +75,11 @@ class SqliteLimits:
 
     def join(self, queue: str, call: str, key: int, size: int) -> bool:
         def work(db: sqlite3.Connection, now: int) -> bool:
-            self._first(db, queue)
+            waiting = self._waiting(db, queue, size)
             turn = _one(db, "SELECT coalesce(max(turn), -1) + 1 FROM waiter WHERE queue = ? AND api_key = ?", queue, key)
             turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM queue WHERE name = ?), 0)", queue))
-            if _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue) >= size:
+            turn = max(turn, _one(db, "SELECT coalesce((SELECT turn FROM had_turn WHERE queue = ? AND api_key = ?), -1) + 1", queue, key))
+            if waiting >= size:
                 last = db.execute("SELECT turn, seq FROM waiter WHERE queue = ? ORDER BY turn DESC, seq DESC LIMIT 1", (queue,)).fetchone()
                 if last is None or last[0] <= turn:
                     return False
@@ -104,8 +108,8 @@ class SqliteLimits:
 
     @property
     def exists(self) -> bool:
-        """Whether a worker has used it since the host's last boot."""
-        return self._path.exists()
+        """Whether a worker has used it since the host's last boot, as far as this user can see."""
+        return os.path.exists(self._path)
 
     def close(self) -> None:
         """Idempotent."""
@@ -153,8 +157,8 @@ class SqliteLimits:
 
         def work(db: sqlite3.Connection, now: int) -> None:
             db.executemany("DELETE FROM lease WHERE subject = ? AND owner = ? AND call = ?", places)
-            changes = [(now if change > 0 else 0, *change_of) for change_of in moves if (change := change_of[0])]
-            db.executemany("UPDATE cell SET empty_at = max(empty_at, ?) + ? WHERE subject = ? AND resource = ?", changes)
+            changes = [(now if move > 0 else 0, min(move, MOST_NS), now + MOST_NS, subject, resource) for move, subject, resource in moves if move]
+            db.executemany("UPDATE cell SET empty_at = min(max(empty_at, ?) + ?, ?) WHERE subject = ? AND resource = ?", changes)
 
         if places or any(move[0] for move in moves):
             self._run(work)
@@ -167,6 +171,15 @@ class SqliteLimits:
         for owner in [owner for owner in owners if not self._alive(owner)]:
             db.execute("DELETE FROM lease WHERE owner = ?", (owner,))
             del owners[owner]
+        return sum(owners.values())
+
+    def _waiting(self, db: sqlite3.Connection, queue: str, enough: int) -> int:
+        """Like `_count`, of those who wait."""
+        owners = dict[str, int](db.execute("SELECT owner, count(*) FROM waiter WHERE queue = ? GROUP BY owner", (queue,)).fetchall())
+        if sum(owners.values()) >= enough:
+            for owner in [owner for owner in owners if not self._alive(owner)]:
+                db.execute("DELETE FROM waiter WHERE owner = ?", (owner,))
+                del owners[owner]
         return sum(owners.values())
 
     def _first(self, db: sqlite3.Connection, queue: str) -> tuple[str, int] | None:
@@ -301,7 +314,9 @@ def _one(db: sqlite3.Connection, sql: str, *values: object) -> int:
 
 
 def _move_on(db: sqlite3.Connection, queue: str, call: str, turn: int, now: int) -> None:
-    """The first has begun: the next turn is up. Notes how fast the queue moves."""
+    """The first has begun: the next turn is up, and its key has had this one. Notes how fast the queue moves."""
+    db.execute("DELETE FROM had_turn WHERE queue = ? AND turn < ?", (queue, turn))
+    db.execute("INSERT OR REPLACE INTO had_turn SELECT queue, api_key, turn FROM waiter WHERE call = ?", (call,))
     db.execute("DELETE FROM waiter WHERE call = ?", (call,))
     row = db.execute("SELECT moved_at, pace FROM queue WHERE name = ?", (queue,)).fetchone()
     pace = 0

@@ -87,17 +87,27 @@ class Writer:
             self._engine.drop()
         waiting = refuse_late(jobs)
         if waiting and self._engine.shared:
-            for positions in _groups(waiting):
-                self._together([waiting[position] for position in positions])
+            self._apart([[waiting[position] for position in positions] for positions in _groups(waiting)])
         elif waiting:
             self._together(waiting)
 
-    def _together(self, waiting: list[Job]) -> None:
+    def _apart(self, groups: list[list[Job]]) -> None:
+        """One transaction for each; where the database is away, it is dialled for the first alone: it may take seconds."""
+        away: _Failed | None = None
+        for jobs in groups:
+            if away is not None:
+                self._divide(jobs, away)
+            elif waiting := refuse_late(jobs):  # the groups before may have taken long
+                failed = self._together(waiting)
+                away = failed if failed is not None and failed.stage is _Stage.BEGIN else None
+
+    def _together(self, waiting: list[Job]) -> _Failed | None:
         failed = self._try(waiting)
         if failed is not None and (failed.lost or deadlocked(failed.cause)) and failed.stage is not _Stage.COMMIT:
             failed = self._try(waiting)
         if failed is not None:
             self._divide(waiting, failed)
+        return failed
 
     def _divide(self, jobs: list[Job], failed: _Failed) -> None:
         """One by one, so that only the guilty fails, unless the database is away or its COMMIT may have happened."""

@@ -97,7 +97,7 @@ def _containers(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 values = st.recursive(st.one_of(numbers, texts, st.sampled_from(["true", "false", "null"])), _containers, max_leaves=12)
-OURS = {"model", "stream", "n", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options", "store", "background"}
+OURS = {"model", "stream", "n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options", "store", "background"}
 OURS |= {"conversation", "previous_response_id", "prompt"}
 names = texts.filter(lambda name: json.loads(name) not in OURS)
 

@@ -17,6 +17,7 @@ from gateway.secrets import Vault
 from tests.factories import SSE, Chunks, StillClient, call, exchange, reply
 from tests.unit.core.stages import DONE, STREAM, USAGE, Book, chunk
 
+FAILED = b'data: {"error": {"message": "no"}}\n\n'
 VAULT = Vault({1: b"m" * 32}, 1)
 
 
@@ -76,8 +77,34 @@ def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) ->
     assert kept_of(made) == chunk("a") + chunk("b") + (b"" if hides else USAGE) + DONE
 
 
+def test_an_answer_whose_end_is_in_hand_is_booked_and_kept_without_a_wait_for_its_upstream(book: Book) -> None:
+    made, _ = asked()
+    made.claim = Claim((1, "k"), "", None, VAULT)
+    made.claim.opened(made.id, "owner", 1)
+
+    def silent() -> Iterator[bytes]:
+        yield chunk("b") + USAGE + DONE
+        raise AssertionError("the upstream is asked for more")
+
+    drains = Drains()
+    relay = Relay(Answer(Reply(200, SSE, silent(), lambda: None), Framing.EVENTS, chunk("a")), made, book, drains)  # type: ignore[arg-type]
+    assert [next(relay), next(relay)] == [chunk("a"), chunk("b") + USAGE]
+    relay.close()
+    assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.CLIENT_GONE, Source.PROVIDER)]
+    assert kept_of(made) == chunk("a") + chunk("b") + USAGE + DONE
+    assert drains.count == 0
+
+
 @pytest.mark.parametrize(
-    "rest", [[UpstreamInterrupted("gone")], [chunk("b")], [b"data: " + b"x" * (2 << 20), b"\n\n", DONE]], ids=["broken", "without end", "overlong"]
+    "rest",
+    [
+        [UpstreamInterrupted("gone")],
+        [chunk("b")],
+        [b"data: " + b"x" * (2 << 20), b"\n\n", DONE],
+        [FAILED, USAGE, DONE],
+        [chunk("b"), FAILED, USAGE, DONE],
+    ],
+    ids=["broken", "without end", "overlong", "failed before", "failed"],
 )
 def test_what_is_not_read_to_its_end_is_not(book: Book, rest: list[bytes | Exception]) -> None:
     made, _ = asked()
@@ -86,7 +113,7 @@ def test_what_is_not_read_to_its_end_is_not(book: Book, rest: list[bytes | Excep
     relay = Relay(read_head(reply([chunk("a"), *rest])), made, book, Drains())  # type: ignore[arg-type]
     next(relay)
     if len(rest) == 3:
-        next(relay)  # a piece of the overlong event
+        next(relay)  # a piece of the overlong event, or the error
     relay.close()
     assert kept_of(made) is None
 

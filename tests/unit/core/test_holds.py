@@ -51,9 +51,9 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield Stage(database)
 
 
-def held(stage: Stage, raw: bytes, *candidates: Candidate, max_output: int | None = None) -> int:
-    budget = stage.budget(10**15)
-    ex = stage.begun(call(raw))
+def held(stage: Stage, raw: bytes, *candidates: Candidate, max_output: int | None = None, made: tuple[str, ...] = ()) -> int:
+    budget = stage.budget(10**17)
+    ex = stage.begun(call(raw, *made))
     assert stage.holds.reserve(ex, candidates or (candidate(price=price(rate=1000)),), max_output)
     return stage.window(budget, ex).held
 
@@ -79,6 +79,45 @@ def test_a_call_without_a_budget_holds_nothing_and_asks_no_database(stage: Stage
 )
 def test_input_and_the_longest_answer_are_held(stage: Stage, raw: bytes, max_output: int | None, output: int) -> None:
     assert held(stage, raw, max_output=max_output) == -(-len(raw) // 4) + output
+
+
+@pytest.mark.parametrize(
+    ("raw", "output"),
+    [
+        (b'{"model":"m","max_tokens":7,"prompt":["a","b","c","d"]}', 28),
+        (b'{"model":"m","max_tokens":7,"prompt":[[1,2],[3]],"n":2}', 28),
+        (b'{"model":"m","max_tokens":7,"prompt":[1,2,3]}', 7),
+        (b'{"model":"m","max_tokens":7,"prompt":"a, b"}', 7),
+        (b'{"model":"m","max_tokens":7,"prompt":[]}', 7),
+        (b'{"model":"m","max_tokens":7,"best_of":20,"n":2}', 140),
+        (b'{"model":"m","max_tokens":7,"best_of":20,"prompt":["a","b"]}', 280),
+    ],
+)
+def test_every_answer_that_a_text_completion_has_made_is_held(stage: Stage, raw: bytes, output: int) -> None:
+    assert held(stage, raw, made=("openai_completions", "/completions")) == min(-(-len(raw) // 4) + output, 10**16)
+
+
+@pytest.mark.parametrize(
+    ("raw", "output"),
+    [
+        (b'{"model":"m","max_completion_tokens":1,"max_tokens":5000}', 5000),
+        (b'{"model":"m","max_output_tokens":0,"max_tokens":5000}', 5000),
+        (b'{"model":"m","max_output_tokens":0}', 100),
+        (b'{"model":"m","max_tokens":"5000"}', 5000),
+        (b'{"model":"m","max_tokens":5000.0}', 5000),
+        (b'{"model":"m","max_tokens":" 5_000 "}', 5000),
+        (b'{"model":"m","max_tokens":5000.5}', 100),
+        (b'{"model":"m","max_tokens":"000_"}', 100),
+        (b'{"model":"m","max_tokens":true}', 100),
+        (b'{"model":"m","max_tokens":"1' + b"0" * 5000 + b'"}', 10**16),
+        (b'{"model":"m","max_tokens":1' + b"0" * 5000 + b"}", 10**16),
+        (b'{"model":"m","max_tokens":7,"n":"3"}', 21),
+        (b'{"model":"m","max_tokens":7,"n":3.0}', 21),
+        (b'{"model":"m","max_tokens":7,"n":-3}', 7),
+    ],
+)
+def test_a_number_in_other_clothes_counts_as_an_upstream_may_take_it(stage: Stage, raw: bytes, output: int) -> None:
+    assert held(stage, raw) == min(-(-len(raw) // 4) + output, 10**16)
 
 
 @pytest.mark.parametrize("soft", [True, False])

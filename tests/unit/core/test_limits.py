@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.backend import Call, Services
+from gateway.core import limits as limits_module
 from gateway.core.catalog import Backends, Catalog
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.limits import CallLimits
@@ -122,6 +123,40 @@ def test_a_call_that_failed_upstream_counts_as_a_request_of_no_tokens(stage: Sta
     assert stage.remaining(Limit("user:1", 60, 1000, 3)) == [59, 1000, 3]
 
 
+def test_an_absurd_usage_neither_stops_later_calls_nor_locks_everybody_out_for_days(stage: Stage) -> None:
+    strict = AccountLimits("user", 1, None, 1, None)
+    ended(stage.admitted(strict), Usage(input_uncached=10**9, output_text=10**9, reasoning=10**9))
+    for _ in range(2):
+        with pytest.raises(RateLimited) as caught:
+            stage.admitted(strict)
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s <= 3700
+    stage.admitted(AccountLimits("user", 2, None, 100, None))
+
+
+def test_what_cannot_be_given_back_at_all_stops_nobody_else(stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    opened = stage.admitted(TESTER)
+
+    def broken(*args: Any) -> None:
+        raise OverflowError("too large")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.state, "finish", broken)
+        ended(opened)
+    assert "what a call took of its limits cannot be given back: OverflowError" in caplog.messages
+    stage.admitted(TESTER)
+
+
+@pytest.mark.parametrize("digits", [9, 2000, 4000])
+def test_an_absurd_wish_for_tokens_is_refused_in_a_short_line(stage: Stage, digits: int) -> None:
+    limits, number = AccountLimits("user", 1, None, 100, None), "9" * digits
+    made = call(f'{{"model":"m","max_tokens":{number},"n":{number}}}'.encode())
+    stage.admitted(limits)
+    with pytest.raises(RateLimited) as caught:
+        stage.admitted(limits, made=made)
+    assert len(str(caught.value)) < 200
+
+
 def test_the_answer_can_tell_what_is_left(stage: Stage) -> None:
     assert [(each.limit, each.remaining) for each in stage.admitted(TESTER).standings] == [(60, 59)]
 
@@ -144,6 +179,19 @@ def test_places_that_could_not_be_given_back_are_free_once_the_state_is_back(sta
     (tmp_path / "away").rename(tmp_path / "run")
     stage.clock.now += 1.1
     stage.admitted(limits)
+
+
+def test_places_that_could_not_be_given_back_are_given_back_without_another_call(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "BROKEN_S", 0.05)
+    limits, other = AccountLimits("user", 1, None, None, 1), SqliteLimits(tmp_path / "run", "other", lambda owner: True)
+    opened = stage.admitted(limits)
+    stage.state.close()
+    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "run").write_text("")
+    ended(opened)
+    (tmp_path / "run").unlink()
+    (tmp_path / "away").rename(tmp_path / "run")
+    wait_until(lambda: other.standings([Limit("user:1", concurrency=1)])[0].remaining == 1)
 
 
 def wait_until(true: Any) -> None:

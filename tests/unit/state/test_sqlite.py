@@ -118,6 +118,22 @@ def test_keys_take_turns_in_a_queue(state: State) -> None:
     assert served == ["greedy-0", "modest", *(f"greedy-{number}" for number in range(1, 5))]
 
 
+def test_a_key_that_asks_again_and_again_waits_behind_those_who_have_had_no_turn(state: State) -> None:
+    limit = Limit("model:1", concurrency=1)
+    state.take("running", [limit], 0, "model:1")
+    for call, key in (("y-0", 1), ("y-1", 1), ("x-0", 2)):
+        state.join("model:1", call, key, 100)
+    served, previous = [], "running"
+    for number in range(1, 5):
+        state.finish(previous, [limit], 0, 0)
+        previous = state.line("model:1").first or ""
+        assert not isinstance(state.take(previous, [limit], 0, "model:1"), Full)
+        served.append(previous)
+        if previous.startswith("x"):
+            assert state.join("model:1", f"x-{number}", 2, 100)
+    assert served == ["y-0", "x-0", "y-1", "x-2"]
+
+
 def test_nobody_goes_before_those_who_wait(state: State) -> None:
     limit = Limit("model:1", concurrency=5)
     assert state.join("model:1", "first", 1, 10)
@@ -140,6 +156,16 @@ def test_a_queue_forgets_who_leaves_and_whose_worker_died(state: State, tmp_path
     state.leave("model:1", "b")
     line = state.line("model:1")
     assert (line.first, line.own) == ("c", {"c"})
+
+
+def test_places_in_a_queue_of_a_worker_that_died_are_free_also_behind_others(state: State, tmp_path: Path) -> None:
+    other = State(tmp_path, "other")
+    state.join("model:1", "first", 1, 3)
+    assert [other.join("model:1", call, 1, 3) for call in "ab"] == [True, True]
+    assert not state.join("model:1", "late", 1, 3)
+    state.dead.add("other")
+    assert state.join("model:1", "later", 1, 3)
+    assert state.line("model:1").own == {"first", "later"}
 
 
 def test_the_pace_of_a_queue_says_how_long_it_takes(state: State) -> None:
@@ -194,6 +220,14 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateUnavailable):
         State(tmp_path / "file" / "run").ask(Limit("key:1", rpm=1))
+
+
+def test_where_one_cannot_look_there_is_nothing_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", forbidden)
+    assert not SqliteLimits(tmp_path, "", lambda owner: True).exists
 
 
 def _hammer(directory: Path, asks: int) -> int:

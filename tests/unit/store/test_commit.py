@@ -16,7 +16,7 @@ from gateway.errors import StoreUnavailable
 from gateway.store import accounts
 from gateway.store.commit import Ask, Batched, Writer
 from gateway.store.database import Database
-from gateway.store.engine import Engine, engine_for
+from gateway.store.engine import CannotOpen, Engine, engine_for
 from gateway.store.models import database as bound
 
 
@@ -94,3 +94,31 @@ def test_the_last_call_closes_the_connection(engine: Engine) -> None:
     assert engine.connections == 1
     writer.run([])
     assert engine.connections == 0
+
+
+def test_a_database_that_several_write_and_that_is_away_is_not_dialled_for_each_work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled: list[float] = []
+
+    def away(**options: Any) -> None:
+        dialled.append(time.monotonic())
+        raise CannotOpen("no route to host")
+
+    monkeypatch.setattr(engine, "shared", True, raising=False)
+    monkeypatch.setattr(engine, "open", away)
+    jobs = [job(lambda: None) for _ in range(20)]
+    Writer(engine).run(jobs)
+
+    assert [type(each.error) for each in jobs] == [StoreUnavailable] * 20
+    assert len(dialled) == 1
+
+
+def test_nothing_is_begun_for_those_who_gave_up_while_works_before_theirs_ran(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "shared", True, raising=False)
+    begun: list[float] = []
+    begin = engine.begin
+    monkeypatch.setattr(engine, "begin", lambda **options: begun.append(time.monotonic()) or begin(**options))
+    slow, gone, waiting = job(lambda: time.sleep(0.2)), job(lambda: None, 0.1), job(lambda: 7)
+    Writer(engine).run([slow, gone, waiting])
+
+    assert isinstance(gone.error, StoreUnavailable)
+    assert (waiting.result, len(begun)) == (7, 2)
