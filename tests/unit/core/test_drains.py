@@ -57,7 +57,7 @@ def test_a_server_that_cannot_write_to_its_client_has_the_rest_read_on(book: Boo
 def kept_of(made: Exchange) -> bytes | None:
     """What is stored under the Idempotency-Key of a call."""
     assert made.claim is not None
-    completion = made.claim.ended(made.id, charged=True, good=True)
+    completion = made.claim.ended(made.id, 0.0, charged=True, good=True)
     assert completion is not None
     return None if completion.body is None else VAULT.open_bytes(completion.body, sealed_at(made.id))
 
@@ -66,7 +66,7 @@ def kept_of(made: Exchange) -> bytes | None:
 def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) -> None:
     made, client = asked()
     made.claim = Claim((1, "k"), "", None, VAULT)
-    made.claim.opened(made.id, "owner", 1)
+    made.claim.opened(made.id, "owner", 1, 0.0)
     answer = read_head(reply([chunk("a"), chunk("b"), USAGE, DONE]))
     answer.hides_usage = hides
     relay = Relay(answer, made, book, Drains())  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) ->
 def test_what_is_not_read_to_its_end_is_not(book: Book, rest: list[bytes | Exception]) -> None:
     made, _ = asked()
     made.claim = Claim((1, "k"), "", None, VAULT)
-    made.claim.opened(made.id, "owner", 1)
+    made.claim.opened(made.id, "owner", 1, 0.0)
     relay = Relay(read_head(reply([chunk("a"), *rest])), made, book, Drains())  # type: ignore[arg-type]
     next(relay)
     if len(rest) == 3:

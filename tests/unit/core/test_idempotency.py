@@ -24,7 +24,7 @@ from gateway.secrets import Vault
 from gateway.store import holds, ledger
 from gateway.store.database import Database
 from gateway.store.ledger import Entry
-from tests.factories import Books, StillClient, call, candidate, exchange, form_call, migrated, now_ms, principal
+from tests.factories import Books, Clock, StillClient, call, candidate, exchange, form_call, migrated, now_ms, principal
 from tests.unit.core.stages import USED, Failing, Fickle
 
 SEEN = (("content-type", "text/plain"), ("set-cookie", "a=b"))
@@ -159,6 +159,20 @@ def test_who_ends_after_its_place_was_taken_is_charged_nothing_and_shown_nothing
     stage.answered(late)
     assert (taken.amount_nano, late.amount_nano) == (0, 0)  # unpriced
     assert [entry.flags for entry in stage.entries()] == [(), ("displaced",)]
+    assert stage.recall() == Kept(taken.id, 200, SEEN[:1], b"words")
+
+
+def test_who_reads_until_its_claim_is_others_pays_all_the_same(stage: Stage) -> None:
+    """A client that takes its answer by the drop, until another host believes its worker gone, gets no answer for nothing."""
+    clock = Clock()
+    books = Books(stage.database, stage.directory, clock=clock, owner=stage.other.owner)
+    slow = stage.begun(books)
+    clock.now += 1 + GRACE_S
+    stage.other.close()
+    taken = stage.begun()
+    stage.answered(taken)
+    stage.answered(slow, books)
+    assert [(entry.exchange, entry.flags) for entry in stage.entries()] == [(taken.id, ()), (slow.id, ())]
     assert stage.recall() == Kept(taken.id, 200, SEEN[:1], b"words")
 
 
