@@ -91,11 +91,18 @@ class Relay:
         if self._stop_lingering is not None:
             self._stop_lingering()
         try:
-            drains = self._exchange.drains and not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS
-            if drains and self._drains.begin() and self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_unread):
-                self._keep_last(b"".join(self._parts))
+            if not was_over and self._exchange.ending is None and self._answer.framing is Framing.EVENTS:
+                self._keep_unread()
         finally:
             self._abort()
+
+    def _keep_unread(self) -> None:
+        """What the client did not wait for, for who asks again: the end that is in hand, or what is still to be read."""
+        if self._terminal and self._ending is Ending.COMPLETE:
+            self._keep_last(self._rest)
+        drains = self._exchange.drains and not self._terminal and self._drains.begin()
+        if drains and self._drains.read_on(self._exchange, chain(self._pending, self._chunks), self._splitter, self._note_unread):
+            self._keep_last(b"".join(self._parts))
 
     def _abort(self) -> None:
         try:

@@ -76,6 +76,19 @@ def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) ->
     assert kept_of(made) == chunk("a") + chunk("b") + (b"" if hides else USAGE) + DONE
 
 
+@pytest.mark.parametrize("drains", [True, False])
+def test_an_answer_whose_end_was_in_hand_when_its_client_left_is_there_for_who_asks_again(book: Book, drains: bool) -> None:
+    made, client = asked(drains=drains)
+    made.claim = Claim((1, "k"), "", None, VAULT)
+    made.claim.opened(made.id, "owner", 1, 0.0)
+    relay = Relay(read_head(reply([chunk("a") + chunk("b") + USAGE + DONE, AssertionError("nothing is read after the end")])), made, book, Drains())  # type: ignore[arg-type]
+    next(relay)
+    client.leave()
+    relay.close()
+    assert kept_of(made) == chunk("a") + chunk("b") + USAGE + DONE
+    assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.CLIENT_GONE, Source.PROVIDER)]
+
+
 @pytest.mark.parametrize(
     "rest", [[UpstreamInterrupted("gone")], [chunk("b")], [b"data: " + b"x" * (2 << 20), b"\n\n", DONE]], ids=["broken", "without end", "overlong"]
 )
