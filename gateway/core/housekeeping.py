@@ -20,7 +20,7 @@ from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
 from gateway.presence import Presence
-from gateway.store import holds, idempotency
+from gateway.store import alerts, holds, idempotency
 from gateway.store.database import Database
 from gateway.store.holds import OpenHold
 from gateway.store.journal import Journal
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 REAP_AT_ONCE = 500
 KEEP_HOLDS_MS = 7 * 86_400_000
+KEEP_ALERTS_MS = 90 * 86_400_000
 FORGET_EVERY_S = 60.0
 FORGET_S = 0.25
 """How long a tick may forget; what is left then waits for the next one."""
@@ -120,8 +121,12 @@ class Housekeeping:
 
     def _forget(self) -> None:
         """A transaction for every few rows, so that no call waits for it long; as many as there are, so that a busy gateway does not outgrow it."""
-        before, until = time.time_ns() // 1_000_000 - KEEP_HOLDS_MS, self._clock() + FORGET_S
-        left = [partial(holds.forget, before, REAP_AT_ONCE), partial(idempotency.forget, REAP_AT_ONCE)]
+        now, until = time.time_ns() // 1_000_000, self._clock() + FORGET_S
+        left = [
+            partial(holds.forget, now - KEEP_HOLDS_MS, REAP_AT_ONCE),
+            partial(idempotency.forget, REAP_AT_ONCE),
+            partial(alerts.forget, now - KEEP_ALERTS_MS, REAP_AT_ONCE),
+        ]
         while left:
             left = [forget for forget in left if self._database.write(forget) == REAP_AT_ONCE]
             if left and self._clock() >= until:
