@@ -120,6 +120,11 @@ def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -
     assert 2_000 < held(stage, raw) < 2_100
 
 
+def test_words_that_look_like_a_picture_are_held_for_by_their_bytes(stage: Stage) -> None:
+    raw = b'{"model":"m","max_tokens":0,"messages":[{"role":"user","content":"' + b"say_a_word_" * 10_000 + b'"}]}'
+    assert held(stage, raw) == -(-len(raw) // 4)
+
+
 def test_no_room_is_told_with_whose_budget_and_when_it_begins_anew(stage: Stage) -> None:
     stage.budget(5, "month", "Europe/Berlin")
     with pytest.raises(BudgetExceeded) as caught:
