@@ -304,7 +304,7 @@ _NOT_CHECKED: Mapping[str, Any] = {"description": "Read, but judged by the upstr
 _NOT_KEPT: Mapping[str, Any] = {"enum": [False, None], "description": "Nothing is kept upstream: any other value is refused."}
 _MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "/chat/completions": {"store": _NOT_KEPT, "n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED, "max_completion_tokens": _NOT_CHECKED},
-    "/completions": {"n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED},
+    "/completions": {"n": _NOT_CHECKED, "best_of": _NOT_CHECKED, "max_tokens": _NOT_CHECKED},
     "/responses": {
         "store": {"not": {"const": True}, "description": "The upstream is told false, whatever stands here; true is refused."},
         "background": _NOT_KEPT,

@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from functools import partial
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from gateway.backend import Call
@@ -137,20 +139,37 @@ class Holds:
         dearest = [rates for step in steps for rates in (step.rates, *step.variants.values())]
         rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
         rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
-        choices = call.fields.n if type(call.fields.n) is int and call.fields.n > 0 else 1
-        pico = (input_bound(call) * rate_in if rate_in else 0) + choices * output_bound(call, max_output, self._default_output) * rate_out
+        pico = (input_bound(call) * rate_in if rate_in else 0) + choices(call) * output_bound(call, max_output, self._default_output) * rate_out
         return -(-pico // 1000) + price.per_call_nano
 
 
+def choices(call: Call) -> int:
+    """How many answers the call may have made, of which the client may see one."""
+    return max(_count(call.fields.n, 1) or 1, _count(call.fields.best_of, 1) or 1)
+
+
 def output_bound(call: Call, max_output: int | None, default: int) -> int:
-    """Tokens that the answer may have, for each of its choices: what the call says, at most what the model may; else the model's, else the default."""
-    fields = call.fields
-    named = [limit for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens) if type(limit) is int and limit >= 0]
-    if named:
-        return min([*named[:1], *([max_output] if max_output is not None else [])])
+    """Tokens that the answer may have, for each of its choices: the most that the call says, at most what the model may; else the model's, else the default."""
+    fields, otherwise = call.fields, default if max_output is None else max_output
+    named = [_count(limit, otherwise) for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens)]
+    if known := [limit for limit in named if limit is not None]:
+        return max(known) if max_output is None else min(max(known), max_output)
     if call.dialect not in CHAT_CODECS and call.path in ("/embeddings", "/moderations"):
         return 0
-    return max_output if max_output is not None else default
+    return otherwise
+
+
+def _count(value: Any, least: int) -> int | None:
+    """A count as upstreams may read it: where it is 7.0 or "7", some take it for 7 and others for nothing, so it is `least` at least."""
+    if type(value) is int:
+        return value if value >= 0 else None
+    if not isinstance(value, float | str):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return max(int(min(number, Decimal(MOST_NANO))), least) if number.is_finite() and number >= 0 else None
 
 
 def _lease_s(candidates: Sequence[Candidate]) -> int:

@@ -14,7 +14,7 @@ from functools import partial
 
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange
-from gateway.core.holds import input_bound, output_bound
+from gateway.core.holds import choices, input_bound, output_bound
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
@@ -121,8 +121,7 @@ class CallLimits:
     def _tokens(self, exchange: Exchange, model: Model | None) -> int:
         """At most what the call may use: the difference is put right at its end."""
         max_output = None if model is None else model.max_output
-        choices = exchange.call.fields.n if type(exchange.call.fields.n) is int and exchange.call.fields.n > 0 else 1
-        return input_bound(exchange.call) + choices * output_bound(exchange.call, max_output, self._default_output)
+        return input_bound(exchange.call) + choices(exchange.call) * output_bound(exchange.call, max_output, self._default_output)
 
     def _tell(self, error: StateUnavailable) -> None:
         self._broken_at = self._clock()

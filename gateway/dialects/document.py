@@ -33,6 +33,7 @@ class Fields(msgspec.Struct, frozen=True):
     model: Any = None
     stream: Any = None
     n: Any = None
+    best_of: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
