@@ -96,3 +96,11 @@ def test_more_entries_than_a_page_are_all_read(sqlite_url: str, opened: Callable
         reserve(database, str(number), 1, period)
         settle(database, str(number), 1)
     assert audited(database) == Audit(5, 0, 1, 0, ())
+
+
+def test_seals_of_another_pepper_are_told_without_a_line_for_each_of_millions(books: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MOST", 2)
+    found = books.read(lambda: audit.audit(lambda text: "another"))
+    assert [each.row for each in found.differences] == ["entry 1", "entry 2", "1 more entries"]
+    assert found.differences[2].problem == "are not as they were booked: their seals do not fit"
+    assert found.entries == 3
