@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -145,7 +146,18 @@ class Holds:
 
 def choices(call: Call) -> int:
     """How many answers the call may have made, of which the client may see one."""
-    return max(_count(call.fields.n, 1) or 1, _count(call.fields.best_of, 1) or 1)
+    return _prompts(call) * max(_count(call.fields.n, 1) or 1, _count(call.fields.best_of, 1) or 1)
+
+
+def _prompts(call: Call) -> int:
+    """Of a completion, which may have a list of them; a list of numbers is one prompt, in tokens."""
+    raw = call.body.member("prompt") if call.path == "/completions" and call.body.member is not None else None
+    if raw is None or raw[:1] != b"[":
+        return 1
+    try:
+        return max(sum(not isinstance(prompt, int) for prompt in json.loads(raw)), 1)
+    except (ValueError, RecursionError):  # valid all the same, with numbers or a depth that no tokens have
+        return raw.count(b",") + 1
 
 
 def output_bound(call: Call, max_output: int | None, default: int) -> int:

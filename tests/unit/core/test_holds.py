@@ -11,7 +11,7 @@ import pytest
 
 from gateway.backend import Call
 from gateway.core.exchange import Ending, Exchange
-from gateway.core.holds import GRACE_S, Holds
+from gateway.core.holds import GRACE_S, Holds, choices
 from gateway.core.identity import principal_of
 from gateway.core.routing import Candidate
 from gateway.errors import BudgetExceeded, StoreUnavailable
@@ -126,6 +126,14 @@ def test_a_dear_service_tier_counts_also_above_a_step_of_input(stage: Stage) -> 
 def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -> None:
     raw = b'{"model":"m","max_tokens":0,"messages":[{"url":"data:image/png;base64,' + b"A" * 100_000 + b'"}]}'
     assert 2_000 < held(stage, raw) < 2_100
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers"), [('"a"', 1), ('["a", "b", "c"]', 3), ("[[1, 2], [3]]", 2), ("[1, 2, 3]", 1), ("[]", 1), ('["a", ' + "9" * 5000 + "]", 2)]
+)
+def test_each_prompt_of_a_list_has_an_answer(prompt: str, answers: int) -> None:
+    raw = f'{{"model":"m","max_tokens":7,"n":2,"prompt":{prompt}}}'.encode()
+    assert choices(call(raw, "openai_completions", "/completions")) == 2 * answers
 
 
 def test_words_that_look_like_a_picture_are_held_for_by_their_bytes(stage: Stage) -> None:
