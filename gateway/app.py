@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> Flask:
     redactor.learn(*_known_secrets(settings))
     logs.set_up(settings.log_level, redactor)
     secrets = load_secrets(settings.secrets_path, _revealed(settings.master_key), _revealed(settings.pepper), create=False)
-    metrics, presence = Metrics(), Presence(settings.run_path)
+    metrics, presence = Metrics(), Presence(settings.run_path, settings.data_dir.resolve())
     database = Database(settings.database, committed=metrics.committed)
     database.bind()
     metrics.sample(lambda: metrics.commits_waiting.set(database.waiting))

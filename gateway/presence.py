@@ -12,17 +12,27 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 
 class Presence:
-    """Held from `start` until `close` or the end of the process. An id is random and never used again."""
+    """Held from `start` until `close` or the end of the process. An id is random and never used again.
 
-    def __init__(self, run_path: Path) -> None:
-        self._directory = run_path / "owners"
-        self._host = hashlib.sha256(f"{socket.gethostname()}:{run_path}".encode()).hexdigest()[:8]
-        self.owner = f"{self._host}-{secrets.token_hex(8)}"
+    `host_path`: a directory that outlasts a restart, for what tells this host from others of its name and paths; by default `run_path`.
+    """
+
+    def __init__(self, run_path: Path, host_path: Path | None = None) -> None:
+        self._directory, self._run_path, self._host_path = run_path / "owners", run_path, host_path or run_path
         self._file: int | None = None
+
+    @cached_property
+    def owner(self) -> str:
+        return f"{self._host}-{secrets.token_hex(8)}"
+
+    @cached_property
+    def _host(self) -> str:
+        return hashlib.sha256(f"{socket.gethostname()}:{self._run_path}:{_host_word(self._host_path)}".encode()).hexdigest()[:8]
 
     def start(self) -> None:
         """Take the lock, and remove the files of owners that are gone. Called once in each worker, after the fork."""
@@ -61,6 +71,19 @@ class Presence:
             (self._directory / self.owner).unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
+
+
+def _host_word(directory: Path) -> str:
+    """A random word that is made once, and is the same for all who ask; "" where it can be neither read nor made, as without the directory."""
+    path, draft = directory / "host", directory / f".host.{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            draft.write_text(secrets.token_hex(16))
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(draft)
+            draft.unlink()
+        return path.read_text()
+    return ""
 
 
 @contextlib.contextmanager

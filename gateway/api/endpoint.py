@@ -91,7 +91,7 @@ class Endpoints:
             raise BadRequest("The request names no 'model'.", param="model")
         edits = endpoint.check(received) if endpoint.check is not None else {}
         call = make_call(environ, endpoint, received).edited(**edits)
-        key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        key = environ.get("HTTP_IDEMPOTENCY_KEY") if principal.may_use(model) else None  # else it is refused on the way, as any call
         claim = None if key is None else self._idempotency.recall(key, call, principal)
         if isinstance(claim, Kept):
             return of_kept(claim)

@@ -18,7 +18,7 @@ from gateway.api.openai import ENDPOINTS
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _RELAYED = MappingProxyType({PREFIXES["openai"] + endpoint.path: endpoint for endpoint in ENDPOINTS})
 _EVERY_KEYED = ("401", "403", "500", "503")
-_EVERY_RELAYED = ("400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504")
+_EVERY_RELAYED = ("400", "401", "402", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504")
 _TAGS: Mapping[str, str] = {
     "relayed": "Answered by an upstream.",
     "own": "Answered by the gateway.",

@@ -89,13 +89,14 @@ class Refusal:
 REFUSALS: Mapping[str, Refusal] = {
     "400": Refusal("BadRequest", "The request is malformed, or asks for what is not served.", relayed=True),
     "401": Refusal("Unauthenticated", "The API key is missing, unknown, expired or revoked."),
+    "402": Refusal("BudgetExceeded", "A budget of the key, its user, its team or the gateway has no room for this call."),
     "403": Refusal("PermissionDenied", "The key may not use the model, or may not be used for this or from here; or the caller may not see this."),
     "404": Refusal("NotFound", "There is no such model, object or path.", relayed=True),
     "408": Refusal("BodyTimeout", "The body did not arrive in time.", relayed=True),
     "409": Refusal("KeyInUse", "The call of this Idempotency-Key is under way, or its answer was not kept.", relayed=True, alone=False),
     "413": Refusal("BodyTooLarge", "The body is too large.", relayed=True),
     "422": Refusal("KeyReused", "This Idempotency-Key came with another request before.", relayed=True, alone=False),
-    "429": Refusal("RateLimited", "Every deployment of the model is at its upstream's rate limit."),
+    "429": Refusal("RateLimited", "A limit on the way is reached, the gateway's own or, at every deployment of the model, its upstream's."),
     "500": Refusal("Failed", "The gateway failed."),
     "501": Refusal("NotServed", "Not served: it keeps objects upstream."),
     "502": Refusal("UpstreamFailed", "The upstream failed, or refused the gateway's credential."),
@@ -303,7 +304,7 @@ _NOT_CHECKED: Mapping[str, Any] = {"description": "Read, but judged by the upstr
 _NOT_KEPT: Mapping[str, Any] = {"enum": [False, None], "description": "Nothing is kept upstream: any other value is refused."}
 _MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "/chat/completions": {"store": _NOT_KEPT, "n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED, "max_completion_tokens": _NOT_CHECKED},
-    "/completions": {"n": _NOT_CHECKED, "max_tokens": _NOT_CHECKED},
+    "/completions": {"n": _NOT_CHECKED, "best_of": _NOT_CHECKED, "max_tokens": _NOT_CHECKED},
     "/responses": {
         "store": {"not": {"const": True}, "description": "The upstream is told false, whatever stands here; true is refused."},
         "background": _NOT_KEPT,

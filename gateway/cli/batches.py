@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import click
 
 from gateway.cli.accounts import EXPIRY, key_document, permitted, restrictions, shown
 from gateway.cli.budgets import AMOUNT
-from gateway.cli.opened import now_ms, opened
+from gateway.cli.export import harmless
+from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.reports import INPUT, OUTPUT
 from gateway.operations import batches
@@ -20,6 +22,7 @@ from gateway.operations.keys import MintedKey, key_state
 from gateway.operations.prices import usd
 from gateway.store.accounts import KeyFields
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 
 
@@ -55,8 +58,13 @@ def _csv_of(minted: Sequence[MintedKey], budget_nano: int | None) -> Callable[[]
 
 def _csv_lines(rows: Sequence[Sequence[object]]) -> list[str]:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([[_cell(str(cell)) for cell in row] for row in rows])
     return text.getvalue().splitlines()
+
+
+def _cell(text: str) -> str:
+    """An amount may be negative."""
+    return text if _NUMBER.fullmatch(text) else harmless(text)
 
 
 def _sheet(minted: Sequence[MintedKey], budget_nano: int | None) -> Iterator[str]:
@@ -74,7 +82,7 @@ def _sheet(minted: Sequence[MintedKey], budget_nano: int | None) -> Iterator[str
 def report_batch(name: str, as_csv: bool, as_json: bool) -> None:
     """Show what each key of a batch used, from the ledger, and what is left of its budget."""
     at = now_ms()
-    with opened() as here:
+    with opened(READING_S) as here:
         lines = batches.batch_report(here.database, name, at)
     rows = [_row(line, at) for line in lines]
     headings = ("LABEL", "KEY", "CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD", "LEFT", "LAST USED", "STATE")

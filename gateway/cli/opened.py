@@ -12,14 +12,17 @@ from gateway.secrets import Secrets, load_secrets
 from gateway.settings import Settings
 from gateway.store.database import Database
 
+PATIENCE_S, READING_S = 5.0, 3600.0
+"""How long a command waits for the database: an ordinary one, and one that sums up the ledger's entries, of which there may be millions."""
+
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def bound_database(settings: Settings) -> Database:
+def bound_database(settings: Settings, patience_s: float | None = None) -> Database:
     """The process's database. The caller closes it."""
-    database = Database(settings.database)
+    database = Database(settings.database, timeout_s=PATIENCE_S if patience_s is None else patience_s)
     database.bind()
     return database
 
@@ -41,10 +44,10 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Opened]:
+def opened(patience_s: float | None = None) -> Iterator[Opened]:
     """Raises SettingsError, StoreUnavailable, SchemaMismatch, and NotReady while migrations are pending."""
     settings = Settings.load()
-    database = bound_database(settings)
+    database = bound_database(settings, patience_s)
     try:
         pending = database.pending()
         if pending:

@@ -11,7 +11,7 @@ import click
 
 from gateway.cli.edge import FAILED
 from gateway.cli.export import FORMATS, output_option, write_rows
-from gateway.cli.opened import now_ms, opened
+from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, remark, table
 from gateway.operations import reconcile as reconciliations
 from gateway.operations.discrepancies import CAUSES, ROUNDING
@@ -43,7 +43,7 @@ def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], every
     if form is not None and as_json:
         raise click.UsageError("give --json or --format")
     given = reconciliations.read_bills(provider, [(str(file), file.read_bytes()) for file in files])
-    with opened() as here:
+    with opened(READING_S) as here:
         settings = here.settings
         environment_url = settings.openai_base_url if settings.openai_api_key is not None else None
         found = reconciliations.reconcile(here.database, provider, given, only, environment_url)

@@ -11,7 +11,7 @@ import click
 from gateway.cli.accounts import shown
 from gateway.cli.edge import FAILED, NOT_FOUND
 from gateway.cli.export import format_option, output_option, write_rows
-from gateway.cli.opened import now_ms, opened
+from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import MOMENT, MONTH, NAMES, period
 from gateway.core.routing import Candidate
@@ -44,7 +44,7 @@ def report(
         raise click.UsageError("--output needs --format")
     begin, end = period(month, since, until, now_ms())
     dimensions = tuple(dict.fromkeys(name for names in by for name in names))
-    with opened() as here:
+    with opened(READING_S) as here:
         lines = reports.report(here.database, begin, end, dimensions)
     if form is not None:
         write_rows(reports.rows(dimensions, lines), reports.columns(dimensions), form, output)

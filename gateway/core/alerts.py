@@ -12,16 +12,17 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from gateway.backend import Headers
 from gateway.concurrency import spawn
 from gateway.errors import GatewayError
 from gateway.secrets import SecretsError, Vault
-from gateway.store import accounts, alerts
+from gateway.store import alerts
 from gateway.store.alerts import FIRING, RESOLVED, Alert, Delivery, Webhook
 from gateway.store.budgets import Budget, Window
 from gateway.store.database import Conflict, Database
@@ -38,9 +39,12 @@ LOOK_BACK_MS = 3_600_000
 DAY_MS = 86_400_000
 LEASE_MS = 60_000
 AT_ONCE = 100
+TOGETHER = 50
+"""Alerts a transaction."""
 DELAYS_S = (10, 60, 300, 1_800, 7_200, 21_600, 43_200)
 """Between attempts; after the last of them a delivery is given up, most of a day after the first."""
 SECRET_PREFIX = "whsec_"  # noqa: S105
+Item = TypeVar("Item")
 Post = Callable[[str, Headers, bytes], int]
 """Sends a message and says with which status it was answered."""
 
@@ -95,12 +99,11 @@ class Alerts:
             self._seen = None
             return
         newest, lost = self._lost(now)
-        for due in (*self._database.read(lambda: self._crossed(now)), *lost):
-            bodies = {webhook.id: due.body for webhook in due.webhooks}
-            self._once(lambda due=due, bodies=bodies: alerts.fire(due.alert, bodies))  # type: ignore[misc]
+        for some in _parts([*self._database.read(lambda: self._crossed(now)), *lost]):
+            self._once(partial(_fire, some))
         self._seen = newest
-        for alert, body in self._database.read(lambda: self._over(now)):
-            self._once(lambda alert=alert, body=body: alerts.resolve(alert.id, now, body))  # type: ignore[misc]
+        for ended in _parts(self._database.read(lambda: self._over(now))):
+            self._once(partial(_resolve, ended, now))
 
     def _once(self, work: Callable[[], None]) -> None:
         try:
@@ -144,11 +147,11 @@ class Alerts:
         return newest, [_Due(alert, webhooks, message("worker_lost", now, text, {"calls": len(lost), "exchanges": lost[:20]}))]
 
     def _start_deliveries(self) -> None:
-        waiting: dict[int, list[int]] = {}
-        for delivery_id, webhook_id in self._database.read(lambda: alerts.due(AT_ONCE)):
-            if webhook_id in self._webhooks and webhook_id not in self._busy:
-                waiting.setdefault(webhook_id, []).append(delivery_id)
+        idle = [webhook_id for webhook_id in self._webhooks if webhook_id not in self._busy]
+        waiting = self._database.read(lambda: {webhook_id: alerts.due(webhook_id, AT_ONCE) for webhook_id in idle})
         for webhook_id, ids in waiting.items():
+            if not ids:
+                continue
             self._busy.add(webhook_id)
             spawn(lambda webhook=self._webhooks[webhook_id], ids=ids: self._deliver_all(webhook, ids), "alerts")  # type: ignore[misc]
 
@@ -176,6 +179,20 @@ class Alerts:
         level = logging.ERROR if again_ms is None else logging.WARNING
         log.log(level, "webhook %s: %s%s", webhook.name, problem, "; given up" if again_ms is None else "")
         return False
+
+
+def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[start : start + TOGETHER] for start in range(0, len(items), TOGETHER))
+
+
+def _fire(some: Sequence[_Due]) -> None:
+    for due in some:
+        alerts.fire(due.alert, {webhook.id: due.body for webhook in due.webhooks})
+
+
+def _resolve(ended: Sequence[tuple[Alert, str]], at: int) -> None:
+    for alert, body in ended:
+        alerts.resolve(alert.id, at, body)
 
 
 def passed(percent: int, window: Window) -> bool:
@@ -225,7 +242,7 @@ def signed(secret: str, message_id: str, timestamp: int, body: bytes) -> Headers
 
 def budget_message(alert: Alert, budget: Budget, window: Window, event: str, reason: str) -> str:
     """To be made inside a work of the database: names are looked up."""
-    name = _name(budget.kind, budget.subject)
+    name = alerts.subject_name(budget.kind, budget.subject)
     whose = name if budget.kind == "global" else f"{budget.kind} {name}"
     period = {"day": "daily", "month": "monthly", "total": "total"}[budget.period]
     said = f"{_usd(window.spent)} of {_usd(window.limit_nano)} USD are spent"
@@ -248,17 +265,6 @@ def budget_message(alert: Alert, budget: Budget, window: Window, event: str, rea
 def message(kind: str, at: int, text: str, data: Mapping[str, Any]) -> str:
     """`text` is for people; chat programs show it as it is."""
     return json.dumps({"type": kind, "timestamp": _iso(at), "text": text, "data": data})
-
-
-def _name(kind: str, subject: int) -> str:
-    known: dict[int, str] = {0: "everybody"}
-    if kind == "user":
-        known = {user.id: user.name for user in accounts.list_users()}
-    elif kind == "key":
-        known = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
-    elif kind == "team":
-        known = {team.id: team.name for team in accounts.list_teams()}
-    return known.get(subject, f"#{subject}")
 
 
 def _iso(at: int) -> str:

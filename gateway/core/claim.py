@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from gateway.backend import Headers
 from gateway.secrets import Vault
@@ -17,21 +18,22 @@ KEPT_HEADERS = ("content-type", "content-disposition", "content-language")
 class Claim:
     """A call's claim of a key. The Relay tells it what the client gets; the ledger writes down what became of it.
 
-    `begun`: it may stand in the database under the call's id.
+    `begun`: it may stand in the database under the call's id. `until` (monotonic): when others may believe its worker gone.
     """
 
-    __slots__ = ("_headers", "_pieces", "_size", "_status", "_vault", "_whole", "begun", "fingerprint", "place", "replaces")
+    __slots__ = ("_headers", "_pieces", "_size", "_status", "_vault", "_whole", "begun", "fingerprint", "place", "replaces", "until")
 
     def __init__(self, place: Place, fingerprint: str, replaces: str | None, vault: Vault) -> None:
         self.place, self.fingerprint, self.replaces, self._vault = place, fingerprint, replaces, vault
         self.begun = self._whole = False
+        self.until = math.inf
         self._pieces: list[bytes] | None = []
         self._size = 0
         self._status, self._headers = 0, "[]"
 
-    def opened(self, exchange_id: str, owner: str, lease_s: int) -> keys.Claim:
+    def opened(self, exchange_id: str, owner: str, lease_s: int, now: float) -> keys.Claim:
         """Its row. From here on it may be there."""
-        self.begun = True
+        self.begun, self.until = True, now + lease_s
         return keys.Claim(self.place, self.fingerprint, exchange_id, owner, lease_s, self.replaces)
 
     def refused(self) -> None:
@@ -55,14 +57,14 @@ class Claim:
         self.keep(block)
         self._whole = True
 
-    def ended(self, exchange_id: str, *, charged: bool, good: bool) -> Completion | None:
+    def ended(self, exchange_id: str, now: float, *, charged: bool, good: bool) -> Completion | None:
         """What is to be written down: what cost nothing may be asked again, and only a whole and `good` answer is given again."""
         if not self.begun:
             return None
         if not charged:
             return Completion(self.place, exchange_id, keys.FREE)
         body = self._vault.seal_bytes(b"".join(self._pieces), sealed_at(exchange_id)) if good and self._whole and self._pieces is not None else None
-        return Completion(self.place, exchange_id, keys.DONE, self._status, self._headers, body)
+        return Completion(self.place, exchange_id, keys.DONE, self._status, self._headers, body, overran=now >= self.until)
 
 
 def sealed_at(exchange_id: str) -> str:

@@ -87,7 +87,7 @@ class Holds:
 
     def _claim(self, exchange: Exchange, claim: Claim, lease_s: int, wanted: Wanted | None) -> Refused | None:
         """Both or neither. Raises IdempotencyKeyInUse where another call was quicker."""
-        opening = Opening(claim.opened(exchange.id, self._owner, lease_s), wanted)
+        opening = Opening(claim.opened(exchange.id, self._owner, lease_s, self._clock()), wanted)
         outcome = self._database.write(Batched(idempotency.begin, opening))
         if outcome is None:
             return None

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from gateway.concurrency import every
@@ -19,7 +20,7 @@ from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
 from gateway.presence import Presence
-from gateway.store import holds, idempotency
+from gateway.store import alerts, holds, idempotency
 from gateway.store.database import Database
 from gateway.store.holds import OpenHold
 from gateway.store.journal import Journal
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 REAP_AT_ONCE = 500
 KEEP_HOLDS_MS = 7 * 86_400_000
+KEEP_ALERTS_MS = 90 * 86_400_000
 FORGET_EVERY_S = 60.0
+FORGET_S = 0.25
+"""How long a tick may forget; what is left then waits for the next one."""
 
 
 class Housekeeping:
@@ -113,11 +117,21 @@ class Housekeeping:
             self._end(lost, Ending.WORKER_LOST)
             log.warning("%d holds of workers that are gone have expired", len(lost))
         if self._clock() >= self._forget_at:
-            self._forget_at = self._clock() + FORGET_EVERY_S
-            before = time.time_ns() // 1_000_000 - KEEP_HOLDS_MS
-            self._database.write(lambda: holds.forget(before, REAP_AT_ONCE))
-            while self._database.write(lambda: idempotency.forget(REAP_AT_ONCE)) == REAP_AT_ONCE:
-                log.debug("%d Idempotency-Keys are forgotten", REAP_AT_ONCE)
+            self._forget()
+
+    def _forget(self) -> None:
+        """A transaction for every few rows, so that no call waits for it long; as many as there are, so that a busy gateway does not outgrow it."""
+        now, until = time.time_ns() // 1_000_000, self._clock() + FORGET_S
+        left = [
+            partial(holds.forget, now - KEEP_HOLDS_MS, REAP_AT_ONCE),
+            partial(idempotency.forget, REAP_AT_ONCE),
+            partial(alerts.forget, now - KEEP_ALERTS_MS, REAP_AT_ONCE),
+        ]
+        while left:
+            left = [forget for forget in left if self._database.write(forget) == REAP_AT_ONCE]
+            if left and self._clock() >= until:
+                return
+        self._forget_at = self._clock() + FORGET_EVERY_S
 
     def _lost(self) -> list[OpenHold]:
         """Whatever the dead workers of this host hold; of other hosts', of whose workers nothing is known here, what is past its deadline."""

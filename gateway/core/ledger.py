@@ -78,13 +78,14 @@ class Ledger:
         try:
             entry = self._entry(exchange, ending, metered)
             attempts = self._attempts(exchange, entry)
-            charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), _claim_ended(exchange, ending, metered), attempts))
+            claim = self._claim_ended(exchange, ending, charged=_is_charged(ending, metered))
+            charged = self._commit(Booking(entry, self._row(exchange), _is_held(exchange), claim, attempts))
             exchange.amount_nano = entry.amount if charged else 0  # shown to the client only once it is booked
             self._holds.closed(exchange.id)
         except BaseException as error:  # whatever the database raised, or whoever ends this greenlet: the entry must not be lost
             self._log_lost(exchange, entry, metered, error)
             if entry is not None:
-                ended = _claim_ended(exchange, ending, NOTHING)
+                ended = self._claim_ended(exchange, ending, charged=False)  # what is not paid is not given again
                 self._unbooked.append(Booking(_withheld(entry), self._row(exchange), _is_held(exchange), ended, attempts))
                 self.stuck = self.stuck or isinstance(error.__cause__, StoreUnavailable)
             if not isinstance(error, Exception):
@@ -180,7 +181,7 @@ class Ledger:
         """Where the database was the reason, nobody waits for it once more."""
         exchange.ending = Ending.REFUSED
         try:
-            freed = _claim_ended(exchange, Ending.REFUSED, NOTHING)
+            freed = self._claim_ended(exchange, Ending.REFUSED, charged=False)
             row = self._row(exchange) if recordable and self._quota.take(exchange.principal.key_id) else None
             if row is None:
                 self._metrics.refusal_unrecorded()
@@ -202,6 +203,11 @@ class Ledger:
 
     def _count(self, entry: Entry) -> None:
         self._metrics.booked(entry.deployment, entry.usage.counted(), entry.amount, (*entry.flags, *entry.usage.flags))
+
+    def _claim_ended(self, exchange: Exchange, ending: Ending, *, charged: bool) -> Completion | None:
+        if exchange.claim is None:
+            return None
+        return exchange.claim.ended(exchange.id, self._clock(), charged=charged, good=ending in (Ending.COMPLETE, Ending.CLIENT_GONE))
 
     def _row(self, exchange: Exchange) -> ExchangeRow:
         return ExchangeRow(
@@ -280,12 +286,6 @@ class Ledger:
 
 def _is_charged(ending: Ending, metered: Metered) -> bool:
     return metered is not NOTHING or ending is Ending.COMPLETE
-
-
-def _claim_ended(exchange: Exchange, ending: Ending, metered: Metered) -> Completion | None:
-    if exchange.claim is None:
-        return None
-    return exchange.claim.ended(exchange.id, charged=_is_charged(ending, metered), good=ending in (Ending.COMPLETE, Ending.CLIENT_GONE))
 
 
 def _is_held(exchange: Exchange) -> bool:

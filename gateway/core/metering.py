@@ -16,8 +16,8 @@ from gateway.dialects import CHAT_CODECS, CODECS, sse
 from gateway.dialects.events import Usage
 from gateway.dialects.openai_usage import MAX_TOKENS
 
-BINARY = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
-"""Images and sounds within JSON: data URLs and base64, which no text is."""
+BINARY = re.compile(rb'"(?:url|image_url|data|file_data|image|audio|b64_json)"\s*:\s*"(?:data:[^"]{64,}|[A-Za-z0-9+/=_-]{512,})"')
+"""Images and sounds within JSON: data URLs and base64, in the members that hold such. Elsewhere a client may write its words so."""
 BYTES_PER_TOKEN = 4
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _decode = msgspec.json.Decoder().decode

@@ -14,7 +14,7 @@ from peewee import fn
 from gateway.errors import NotFound
 from gateway.store.budgets import Budget, Window
 from gateway.store.holds import now_sql
-from gateway.store.models import database
+from gateway.store.models import ApiKeyRow, TeamRow, UserRow, database
 from gateway.store.models_alerts import AlertRow, DeliveryRow, WebhookRow
 from gateway.store.models_money import AccountRow, BudgetRow, BudgetWindowRow, EntryRow
 
@@ -190,11 +190,12 @@ def _deliver(alert_id: int, webhook_id: int, event: str, body: str, at: int) -> 
     database.execute_sql(f"INSERT INTO delivery ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING", values)  # noqa: S608
 
 
-def due(limit: int) -> list[tuple[int, int]]:
-    """(delivery, webhook) of what should be on its way and is in nobody's hands, oldest first."""
+def due(webhook_id: int, limit: int) -> list[int]:
+    """Of one webhook, the deliveries that should be on their way and are in nobody's hands, oldest first."""
     now = now_sql()
-    sql = f"SELECT id, webhook_id FROM delivery WHERE state = 'waiting' AND next_at <= {now} AND claimed_until <= {now} ORDER BY id LIMIT {int(limit)}"  # noqa: S608
-    return [(row[0], row[1]) for row in database.execute_sql(sql).fetchall()]
+    free = f"webhook_id = {database.param} AND state = 'waiting' AND next_at <= {now} AND claimed_until <= {now}"
+    sql = f"SELECT id FROM delivery WHERE {free} ORDER BY id LIMIT {int(limit)}"  # noqa: S608
+    return [row[0] for row in database.execute_sql(sql, (webhook_id,)).fetchall()]
 
 
 def claim(delivery_id: int, lease_ms: int) -> Delivery | None:
@@ -221,11 +222,33 @@ def failed(delivery_id: int, status: int | None, problem: str, again_ms: int | N
     database.execute_sql(sql, values)
 
 
+def forget(before: int, limit: int) -> int:
+    """Delete alerts that were over before then, with their deliveries; how many."""
+    old = AlertRow.select(AlertRow.id).where(AlertRow.resolved_at < before).order_by(AlertRow.id).limit(limit)
+    ids = [row.id for row in old]
+    if ids:
+        DeliveryRow.delete().where(DeliveryRow.alert.in_(ids)).execute()
+        AlertRow.delete().where(AlertRow.id.in_(ids)).execute()
+    return len(ids)
+
+
 def delivery_log(limit: int) -> list[Logged]:
     """The newest first."""
     query = DeliveryRow.select(DeliveryRow, AlertRow, WebhookRow).join(AlertRow).switch(DeliveryRow).join(WebhookRow)
     rows = query.order_by(DeliveryRow.id.desc()).limit(limit)
     return [Logged(_alert(row.alert), row.webhook.name, row.event, row.state, row.attempts, row.status, row.problem, row.at, row.delivered_at) for row in rows]
+
+
+def subject_name(kind: str, subject: int) -> str:
+    """What people call the account of a budget."""
+    if kind == "global":
+        return "everybody"
+    if kind == "key":
+        key = ApiKeyRow.get_or_none(ApiKeyRow.id == subject)
+        return f"#{subject}" if key is None else f"{key.label or key.prefix} (#{key.id})"
+    table: Any = TeamRow if kind == "team" else UserRow
+    row = table.get_or_none(table.id == subject)
+    return f"#{subject}" if row is None else str(row.name)
 
 
 def lost_calls(after_id: int, since: int) -> tuple[int, list[str]]:

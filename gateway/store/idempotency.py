@@ -66,7 +66,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a claim ends: DONE, and the key stays taken for a day, or FREE, and another call may have it. `body` is sealed."""
+    """How a claim ends: DONE, and the key stays taken for a day, or FREE, and another call may have it. `body` is sealed.
+
+    `overran`: its call went on after its claim's lease, as one whose client reads very slowly; its worker was wrongly believed gone.
+    """
 
     place: Place
     exchange: str
@@ -74,6 +77,7 @@ class Completion:
     status: int | None = None
     headers: str | None = None
     body: bytes | None = None
+    overran: bool = False
 
 
 def find(key_id: int, key: str) -> tuple[Place, Known | None]:
@@ -103,7 +107,10 @@ def begin(items: Sequence[Opening]) -> list[Refused | Taken | None]:
 
 
 def complete(items: Sequence[Completion]) -> set[str]:
-    """End these claims. The exchanges that are returned have lost their key to another meanwhile, which is the one to be charged."""
+    """End these claims. The exchanges that are returned have lost their key to another meanwhile, which is the one to be charged.
+
+    Who lost it by going on too long has given an answer nevertheless, and is not among them: a client could else get it for nothing.
+    """
     ordered = sorted(items, key=lambda item: item.place)
     update = f"UPDATE idempotency SET state = '{DONE}', status = ?, headers = ?, body = ?, at = {now_sql()} WHERE {_MINE} AND state = '{RUNNING}'"  # noqa: S608
     executemany(database, update, [(item.status, item.headers, item.body, *item.place, item.exchange) for item in ordered if item.state == DONE])
@@ -112,7 +119,7 @@ def complete(items: Sequence[Completion]) -> set[str]:
     _insert([(*item.place, "", item.exchange, "", RUNNING, 0) for item in freed])
     _delete(freed)
     holders = _holders([item.place for item in ordered])
-    return {item.exchange for item in items if holders.get(item.place, item.exchange) != item.exchange}
+    return {item.exchange for item in items if not item.overran and holders.get(item.place, item.exchange) != item.exchange}
 
 
 def forget(limit: int) -> int:

@@ -56,6 +56,23 @@ def test_worker_is_alive_from_start_to_close(tmp_path: Path) -> None:
     mine.close()
 
 
+def test_a_host_of_the_same_name_and_paths_is_another(tmp_path: Path) -> None:
+    """As containers and cloned machines are. Its workers would be taken for dead, and their holds for lost."""
+    (tmp_path / "run").mkdir()
+    mine = Presence(tmp_path / "run")
+    mine.start()
+    assert Presence(tmp_path / "run").local(mine.owner)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    assert not Presence(tmp_path / "run").local(mine.owner)
+    mine.close()
+
+
+def test_workers_that_start_at_once_are_of_one_host(tmp_path: Path) -> None:
+    with workers(tmp_path, 4) as started:
+        assert all(Presence(tmp_path).local(owner) for _, owner in started)
+
+
 def test_unknown_owner_is_not_alive(tmp_path: Path) -> None:
     assert not Presence(tmp_path).alive("0123456789abcdef")
 

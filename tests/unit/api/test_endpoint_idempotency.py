@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from gateway.backend import Call, Headers, Reply, Target
 from gateway.core.claim import KEPT_BYTES
 from gateway.errors import UpstreamInterrupted, UpstreamRefused, UpstreamUnreachable
-from gateway.store import budgets, ledger
+from gateway.store import accounts, budgets, ledger
 from gateway.store.models_money import IdempotencyRow
 from tests.factories import JSON, SSE, form, reply
 from tests.unit.api.served import Served, Server, post_environ, serving
@@ -260,6 +260,14 @@ def test_a_stored_answer_needs_no_deployment_and_no_room(budgeted: Served) -> No
     budgeted.backend.play(refused(401, "invalid_api_key"))
     assert ask(budgeted, "another").status_code == 402
     assert ask(budgeted).data == first.data
+
+
+def test_a_stored_answer_is_not_given_to_a_key_that_may_not_use_the_model_any_more(served: Served) -> None:
+    assert ask(served).status_code == 200
+    for key in served.database.read(accounts.list_keys):
+        served.database.write(lambda id=key.id: accounts.set_key(id, denied_models=("m",)))  # type: ignore[misc]
+    served.gateway.catalog.refresh()
+    assert told(ask(served)) == (403, "model_not_allowed")
 
 
 def test_a_stored_answer_takes_no_limit(served: Served) -> None:

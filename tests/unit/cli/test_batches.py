@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from gateway.cli import batches
 from gateway.secrets import looks_like_key
 from tests.unit.cli.conftest import Typed
 
@@ -58,3 +59,10 @@ def test_what_cannot_be_done_is_told_in_a_line(installed: Typed, words: tuple[st
     result = installed("key", *words)
     assert (result.code, told in result.err, result.err.count("\n")) == (code, True, 1)
     assert "No such keys." in installed("key", "list", "--batch", "nov").out
+
+
+def test_no_cell_of_a_batch_s_csv_is_a_formula(installed: Typed) -> None:
+    made = installed("key", "bulk", "--batch=-course", "--count", "1", "--models", "=HYPERLINK(1)", "--csv").out
+    assert ("\n'-course-01," in made, ",'=HYPERLINK(1)," in made) == (True, True)
+    assert "\n'-course-01," in installed("key", "report", "--batch=-course", "--csv").out
+    assert batches._csv_lines([("-0.50", "-5", "-x")]) == ["-0.50,-5,'-x"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from gateway.api.openai import ENDPOINTS
+from gateway.store import ledger
 from tests.unit.cli.conftest import Typed
 
 
@@ -31,6 +34,13 @@ def test_a_report_can_be_csv_or_json_lines(installed: Typed) -> None:
     assert installed("report", "--by", "team", "--format", "jsonl", "-o", "report.jsonl").code == 0
     assert installed("report", "--format", "csv", "--json").code == 2
     assert installed("report", "-o", "report.csv").code == 2
+
+
+def test_a_report_of_many_entries_may_take_its_time(installed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ledger.totals
+    monkeypatch.setattr("gateway.cli.opened.PATIENCE_S", 0.2)
+    monkeypatch.setattr("gateway.store.ledger.totals", lambda *words: (time.sleep(0.5), read(*words))[1])
+    assert "Nothing was booked" in installed("report", "--month", "2026-11").out
 
 
 def test_a_route_is_explained(ann: Typed) -> None:

@@ -133,6 +133,15 @@ class Failing:
         raise self.error
 
 
+class Fickle(Failing):
+    """Fails until `back` is the database."""
+
+    back: Any = None
+
+    def write(self, work: Any) -> Any:
+        return super().write(work) if self.back is None else self.back.write(work)
+
+
 class Bookkeeping:
     """A ledger over a real database."""
 

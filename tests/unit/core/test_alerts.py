@@ -21,13 +21,16 @@ from gateway.core import alerts as core
 from gateway.core.alerts import Alerts, passed, signed
 from gateway.dialects.events import Usage
 from gateway.operations import alerts as operations
+from gateway.operations import batches
 from gateway.operations.alerts import Made
-from gateway.secrets import Vault
+from gateway.operations.batches import Owner
+from gateway.secrets import KeyHasher, Vault
 from gateway.store import accounts, alerts, budgets, holds
 from gateway.store.alerts import Logged
 from gateway.store.budgets import Window
 from gateway.store.database import Database
 from gateway.store.holds import Period
+from gateway.store.models_alerts import DeliveryRow
 from tests.factories import Clock, booked, migrated
 from tests.fakes.answers import Redirect, Silent, Status
 from tests.fakes.provider import Provider
@@ -243,6 +246,31 @@ def test_a_webhook_that_hangs_holds_up_neither_housekeeping_nor_another(staged: 
     stage.tick()
     stage.tick()
     assert sum(each.path == "/hangs" for each in receiver.wait_requests(2)) == 1
+
+
+def test_a_webhook_with_much_that_waits_holds_up_no_other(staged: Staged, receiver: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.core.alerts.AT_ONCE", 1)
+    stage = staged()
+    receiver.always("/hangs", Silent())
+    stage.webhook("hangs", "/hangs", thresholds=(50, 80, 100))
+    stage.spend(1_000)
+    stage.tick()
+    receiver.wait_requests(1)
+    stage.webhook("main", thresholds=(100,))
+    stage.tick()
+    assert [each.webhook for each in stage.settled(1) if each.state == "delivered"] == ["main"]
+
+
+def test_the_keys_of_a_whole_batch_pass_at_once(staged: Staged) -> None:
+    """In less than a read may take: each name is looked up by itself, not in a list of all."""
+    stage = staged()
+    stage.webhook(thresholds=(80,))
+    made = batches.create_batch(stage.database, KeyHasher(b"p" * 32), "course", 1_000, Owner(), 0, budget_nano=100)
+    totals = stage.database.read(lambda: [each.id for each in budgets.list_budgets() if each.kind == "key"])
+    stage.database.write(lambda: holds.move(dict.fromkeys(holds.total_windows(totals), (90, 0))))
+    stage.alerts.look()
+    told = [json.loads(row.body)["data"]["budget"]["name"] for row in stage.database.read(lambda: list(DeliveryRow.select()))]
+    assert sorted(told) == sorted(f"{one.key.label} (#{one.key.id})" for one in made)
 
 
 def test_a_raised_limit_resolves_and_can_be_passed_anew(staged: Staged, receiver: Provider) -> None:

@@ -58,7 +58,7 @@ def test_a_server_that_cannot_write_to_its_client_has_the_rest_read_on(book: Boo
 def kept_of(made: Exchange) -> bytes | None:
     """What is stored under the Idempotency-Key of a call."""
     assert made.claim is not None
-    completion = made.claim.ended(made.id, charged=True, good=True)
+    completion = made.claim.ended(made.id, 0.0, charged=True, good=True)
     assert completion is not None
     return None if completion.body is None else VAULT.open_bytes(completion.body, sealed_at(made.id))
 
@@ -67,7 +67,7 @@ def kept_of(made: Exchange) -> bytes | None:
 def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) -> None:
     made, client = asked()
     made.claim = Claim((1, "k"), "", None, VAULT)
-    made.claim.opened(made.id, "owner", 1)
+    made.claim.opened(made.id, "owner", 1, 0.0)
     answer = read_head(reply([chunk("a"), chunk("b"), USAGE, DONE]))
     answer.hides_usage = hides
     relay = Relay(answer, made, book, Drains())  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_what_is_read_on_is_there_for_who_asks_again(book: Book, hides: bool) ->
 def test_an_answer_whose_end_is_in_hand_is_booked_and_kept_without_a_wait_for_its_upstream(book: Book) -> None:
     made, _ = asked()
     made.claim = Claim((1, "k"), "", None, VAULT)
-    made.claim.opened(made.id, "owner", 1)
+    made.claim.opened(made.id, "owner", 1, 0.0)
 
     def silent() -> Iterator[bytes]:
         yield chunk("b") + USAGE + DONE
@@ -93,6 +93,19 @@ def test_an_answer_whose_end_is_in_hand_is_booked_and_kept_without_a_wait_for_it
     assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.CLIENT_GONE, Source.PROVIDER)]
     assert kept_of(made) == chunk("a") + chunk("b") + USAGE + DONE
     assert drains.count == 0
+
+
+@pytest.mark.parametrize("drains", [True, False])
+def test_an_answer_whose_end_was_in_hand_when_its_client_left_is_there_for_who_asks_again(book: Book, drains: bool) -> None:
+    made, client = asked(drains=drains)
+    made.claim = Claim((1, "k"), "", None, VAULT)
+    made.claim.opened(made.id, "owner", 1, 0.0)
+    relay = Relay(read_head(reply([chunk("a") + chunk("b") + USAGE + DONE, AssertionError("nothing is read after the end")])), made, book, Drains())  # type: ignore[arg-type]
+    next(relay)
+    client.leave()
+    relay.close()
+    assert kept_of(made) == chunk("a") + chunk("b") + USAGE + DONE
+    assert [(ending, metered.source) for ending, metered in book.settled] == [(Ending.CLIENT_GONE, Source.PROVIDER)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +122,7 @@ def test_an_answer_whose_end_is_in_hand_is_booked_and_kept_without_a_wait_for_it
 def test_what_is_not_read_to_its_end_is_not(book: Book, rest: list[bytes | Exception]) -> None:
     made, _ = asked()
     made.claim = Claim((1, "k"), "", None, VAULT)
-    made.claim.opened(made.id, "owner", 1)
+    made.claim.opened(made.id, "owner", 1, 0.0)
     relay = Relay(read_head(reply([chunk("a"), *rest])), made, book, Drains())  # type: ignore[arg-type]
     next(relay)
     if len(rest) == 3:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.backend import Call
 from gateway.core.exchange import Ending, Exchange
-from gateway.core.holds import GRACE_S, Holds
+from gateway.core.holds import GRACE_S, Holds, choices
 from gateway.core.identity import principal_of
 from gateway.core.routing import Candidate
 from gateway.errors import BudgetExceeded, StoreUnavailable
@@ -73,7 +73,15 @@ def test_a_call_without_a_budget_holds_nothing_and_asks_no_database(stage: Stage
         (b'{"model":"m","max_tokens":70}', 30, 30),
         (b'{"model":"m","max_completion_tokens":8,"max_tokens":7}', None, 8),
         (b'{"model":"m","max_tokens":7,"n":3}', None, 21),
+        (b'{"model":"m","max_completion_tokens":7,"max_tokens":8}', None, 8),
+        (b'{"model":"m","max_tokens":7,"n":1,"best_of":3}', None, 21),
+        (b'{"model":"m","max_tokens":7,"n":"3"}', None, 21),
+        (b'{"model":"m","max_tokens":7,"n":3.0}', None, 21),
         (b'{"model":"m","max_tokens":"7"}', None, 100),
+        (b'{"model":"m","max_tokens":"700"}', None, 700),
+        (b'{"model":"m","max_tokens":7e2}', None, 700),
+        (b'{"model":"m","max_tokens":"1e999999","n":"nan"}', 30, 30),
+        (b'{"model":"m","max_tokens":true,"n":true}', None, 100),
         (b'{"model":"m","max_tokens":-7}', None, 100),
     ],
 )
@@ -157,6 +165,19 @@ def test_a_dear_service_tier_counts_also_above_a_step_of_input(stage: Stage) -> 
 def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -> None:
     raw = b'{"model":"m","max_tokens":0,"messages":[{"url":"data:image/png;base64,' + b"A" * 100_000 + b'"}]}'
     assert 2_000 < held(stage, raw) < 2_100
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers"), [('"a"', 1), ('["a", "b", "c"]', 3), ("[[1, 2], [3]]", 2), ("[1, 2, 3]", 1), ("[]", 1), ('["a", ' + "9" * 5000 + "]", 2)]
+)
+def test_each_prompt_of_a_list_has_an_answer(prompt: str, answers: int) -> None:
+    raw = f'{{"model":"m","max_tokens":7,"n":2,"prompt":{prompt}}}'.encode()
+    assert choices(call(raw, "openai_completions", "/completions")) == 2 * answers
+
+
+def test_words_that_look_like_a_picture_are_held_for_by_their_bytes(stage: Stage) -> None:
+    raw = b'{"model":"m","max_tokens":0,"messages":[{"role":"user","content":"' + b"say_a_word_" * 10_000 + b'"}]}'
+    assert held(stage, raw) == -(-len(raw) // 4)
 
 
 def test_no_room_is_told_with_whose_budget_and_when_it_begins_anew(stage: Stage) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.housekeeping import Housekeeping
+from gateway.core.housekeeping import REAP_AT_ONCE, Housekeeping
 from gateway.presence import Presence
 from gateway.store import budgets, holds, ledger
 from gateway.store.database import Database
-from gateway.store.holds import Period, Wanted
+from gateway.store.holds import Closing, Period, Wanted
 from gateway.store.ledger import Booking, Entry
+from gateway.store.models_money import HoldRow
 from tests.factories import Books, migrated, now_ms
 from tests.unit.store.test_holds import ENTRY
 
@@ -95,3 +96,33 @@ def test_one_worker_of_a_host_looks_after_the_dead(stage: Stage) -> None:
     assert stage.held() == 0
     second.close()
     other.close()
+
+
+def old_holds(database: Database, count: int) -> None:
+    """Closed ones, of calls of last month."""
+    at = now_ms() - 30 * 86_400_000
+    wanted = [Wanted(f"old-{number}", "gone", 60, 1, 1, None, "m", at, 0, ()) for number in range(count)]
+    closings = [Closing(each.id, 0, holds.SETTLED) for each in wanted]
+    for start in range(0, count, 200):
+        database.write(lambda start=start: (holds.reserve(wanted[start : start + 200]), holds.close(closings[start : start + 200])))  # type: ignore[misc]
+
+
+def hold_count(database: Database) -> int:
+    return database.read(lambda: HoldRow.select().count())
+
+
+def test_old_holds_are_forgotten_as_fast_as_a_busy_gateway_makes_them(stage: Stage) -> None:
+    old_holds(stage.database, 2 * REAP_AT_ONCE + 1)
+    stage.hold("a", stage.presence.owner)
+    stage.housekeeping.tick()
+    assert hold_count(stage.database) == 1
+
+
+def test_forgetting_holds_up_no_tick_and_goes_on_at_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.core.housekeeping.FORGET_S", -1.0)
+    old_holds(stage.database, 2 * REAP_AT_ONCE + 1)
+    left = []
+    for _ in range(3):
+        stage.housekeeping.tick()
+        left.append(hold_count(stage.database))
+    assert left == [REAP_AT_ONCE + 1, 1, 0]

@@ -17,15 +17,15 @@ from gateway.core.exchange import Ending, Exchange, Reservation, new_id
 from gateway.core.holds import GRACE_S
 from gateway.core.idempotency import OFFLOAD_BYTES, Idempotency, Kept, in_use
 from gateway.core.ledger import Ledger
-from gateway.errors import AnswerNotKept, GatewayError, IdempotencyKeyInUse, StoreUnavailable
+from gateway.errors import AnswerNotKept, GatewayError, IdempotencyKeyInUse, SettleFailed, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import Vault
 from gateway.store import holds, ledger
 from gateway.store.database import Database
 from gateway.store.ledger import Entry
-from tests.factories import Books, StillClient, call, candidate, exchange, form_call, migrated, now_ms, principal
-from tests.unit.core.stages import USED, Failing
+from tests.factories import Books, Clock, StillClient, call, candidate, exchange, form_call, migrated, now_ms, principal
+from tests.unit.core.stages import USED, Failing, Fickle
 
 SEEN = (("content-type", "text/plain"), ("set-cookie", "a=b"))
 AWAY = StoreUnavailable("away", retry_after_s=1.0)
@@ -160,6 +160,33 @@ def test_who_ends_after_its_place_was_taken_is_charged_nothing_and_shown_nothing
     assert (taken.amount_nano, late.amount_nano) == (0, 0)  # unpriced
     assert [entry.flags for entry in stage.entries()] == [(), ("displaced",)]
     assert stage.recall() == Kept(taken.id, 200, SEEN[:1], b"words")
+
+
+def test_who_reads_until_its_claim_is_others_pays_all_the_same(stage: Stage) -> None:
+    """A client that takes its answer by the drop, until another host believes its worker gone, gets no answer for nothing."""
+    clock = Clock()
+    books = Books(stage.database, stage.directory, clock=clock, owner=stage.other.owner)
+    slow = stage.begun(books)
+    clock.now += 1 + GRACE_S
+    stage.other.close()
+    taken = stage.begun()
+    stage.answered(taken)
+    stage.answered(slow, books)
+    assert [(entry.exchange, entry.flags) for entry in stage.entries()] == [(taken.id, ()), (slow.id, ())]
+    assert stage.recall() == Kept(taken.id, 200, SEEN[:1], b"words")
+
+
+def test_an_answer_whose_end_was_withheld_is_not_given_away_later(stage: Stage) -> None:
+    """It is booked with the amount 0, so its key is free, as that of every call that cost nothing."""
+    made = stage.begun()
+    database = Fickle(AWAY)
+    books = Books(database, Path("/dev/null"), owner=stage.other.owner)
+    with pytest.raises(SettleFailed):
+        stage.answered(made, books)
+    database.back = stage.database
+    assert books.ledger.retry() == 1
+    assert [(entry.amount, entry.flags) for entry in stage.entries()] == [(0, ("withheld",))]
+    assert isinstance(stage.recall(), Claim)
 
 
 def test_who_comes_a_moment_too_late_for_a_claim_is_told_to_ask_again(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, GatewayError, ModelNotFound, NoDeploymentAvailable, SettleFailed, StoreUnavailable, UpstreamError, UpstreamTimeout
 from gateway.store.ledger import Entry
 from tests.factories import Books, Clock, migrated, price
-from tests.unit.core.stages import USED, Bookkeeping, Ended, Failing, lines
+from tests.unit.core.stages import USED, Bookkeeping, Ended, Failing, Fickle, lines
 
 
 @pytest.fixture
@@ -72,15 +72,6 @@ def test_failed_commit_is_counted_releases_and_is_not_tried_again(stage: Bookkee
     assert made.released is None
     assert stage.count("gateway_settle_failures_total") == 1
     assert stage.count("gateway_amount_usd_total") == 0
-
-
-class Fickle(Failing):
-    """Fails until `back` is the database."""
-
-    back: Any = None
-
-    def write(self, work: Any) -> Any:
-        return super().write(work) if self.back is None else self.back.write(work)
 
 
 def withheld(stage: Bookkeeping, error: BaseException) -> tuple[Ledger, Fickle, Exchange]:

@@ -136,6 +136,14 @@ def test_long_words_are_text() -> None:
     assert estimated(call(raw))[0] == len(raw) // 4
 
 
+@pytest.mark.parametrize("text", ["data: " + "say a word. " * 400, "say_a_word_" * 400, "data:text/plain;base64," + "Say/a/word/" * 400])
+def test_words_that_look_like_a_picture_are_text_where_words_stand(text: str) -> None:
+    """Who writes so could else leave before the end of each answer, and pay nothing for what was read."""
+    for raw in ('{"model":"m","messages":[{"role":"user","content":"%s"}]}', '{"model":"m","messages":[{"content":[{"type":"text","text": "%s"}]}]}'):
+        asked = (raw % text).encode()
+        assert estimated(call(asked))[0] == len(asked) // 4
+
+
 def test_upload_is_not_counted_as_text() -> None:
     streamed = form_call({"model": "m", "stream": "true"}, b"\0" * 400_000)
     assert streamed.stream

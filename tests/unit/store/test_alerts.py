@@ -9,7 +9,7 @@ import pytest
 
 from gateway.dialects.events import Usage
 from gateway.errors import NotFound
-from gateway.store import alerts, budgets, holds
+from gateway.store import accounts, alerts, budgets, holds
 from gateway.store.alerts import Alert
 from gateway.store.database import Database
 from gateway.store.holds import Period
@@ -51,11 +51,11 @@ def test_an_alert_and_its_deliveries_come_into_being_once(database: Database) ->
 def test_a_delivery_is_in_one_s_hands_at_a_time(database: Database) -> None:
     first = webhook(database)
     database.write(lambda: alerts.fire(ALERT, {first: "body"}))
-    ((id, _),) = database.read(lambda: alerts.due(9))
+    (id,) = database.read(lambda: alerts.due(first, 9))
     with ThreadPoolExecutor(8) as pool:
         claimed = [each for each in pool.map(lambda _: database.write(lambda: alerts.claim(id, 60_000)), range(30)) if each is not None]
     assert [(each.body, each.attempts, each.event) for each in claimed] == [("body", 1, "firing")]
-    assert database.read(lambda: alerts.due(9)) == []
+    assert database.read(lambda: alerts.due(first, 9)) == []
 
 
 def test_who_claimed_and_died_leaves_the_delivery_to_others(database: Database) -> None:
@@ -70,9 +70,9 @@ def test_a_failure_waits_for_its_turn_and_the_last_is_given_up(database: Databas
     database.write(lambda: alerts.fire(ALERT, {first: "body"}))
     database.write(lambda: alerts.claim(1, 60_000))
     database.write(lambda: alerts.failed(1, 500, "answered with 500", 60_000))
-    assert database.read(lambda: alerts.due(9)) == []
+    assert database.read(lambda: alerts.due(first, 9)) == []
     database.write(lambda: alerts.failed(1, 500, "answered with 500", 0))
-    assert database.read(lambda: alerts.due(9)) == [(1, first)]
+    assert database.read(lambda: alerts.due(first, 9)) == [1]
     database.write(lambda: alerts.failed(1, None, "unreachable", None))
     (logged,) = database.read(lambda: alerts.delivery_log(9))
     assert (logged.state, logged.problem, logged.status) == ("given_up", "unreachable", None)
@@ -132,3 +132,33 @@ def test_a_webhook_that_is_not_there_cannot_be_ended(database: Database) -> None
         database.write(lambda: alerts.end_webhook("main", 1))
     assert database.read(alerts.list_webhooks) == []
     assert [each.name for each in database.read(lambda: alerts.list_webhooks(ended=True))] == ["main"]
+
+
+def test_what_waits_for_one_webhook_is_none_of_another_s(database: Database) -> None:
+    first, second = webhook(database), webhook(database, "other")
+    for limit_nano in (1, 2):
+        database.write(lambda limit_nano=limit_nano: alerts.fire(replace(ALERT, limit_nano=limit_nano), {first: "{}"}))  # type: ignore[misc]
+    database.write(lambda: alerts.fire(ALERT, {first: "{}", second: "{}"}))
+    assert [database.read(lambda id=id: alerts.due(id, 2)) for id in (first, second)] == [[1, 2], [4]]  # type: ignore[misc]
+
+
+def test_alerts_that_are_over_are_forgotten_with_their_deliveries_and_open_ones_are_not(database: Database) -> None:
+    first = webhook(database)
+    for threshold in (50, 80, 100):
+        database.write(lambda threshold=threshold: alerts.fire(replace(ALERT, threshold=threshold), {first: "{}"}))  # type: ignore[misc]
+    database.write(lambda: alerts.resolve(1, 10, "{}"))
+    database.write(lambda: alerts.resolve(2, 20, "{}"))
+    assert [database.write(lambda: alerts.forget(20, 1)) for _ in range(2)] == [1, 0]
+    assert [(each.alert.threshold, each.event) for each in database.read(lambda: alerts.delivery_log(9))] == [(80, "resolved"), (100, "firing"), (80, "firing")]
+
+
+def test_an_account_is_called_as_people_call_it(database: Database) -> None:
+    def make() -> None:
+        accounts.create_team("ops", 0)
+        user = accounts.create_user("ann", 0)
+        accounts.create_key(user.id, "h1", 0, prefix="gw_user_abcd", suffix="wxyz", label="laptop")
+
+    database.write(make)
+    names = database.read(lambda: [alerts.subject_name(kind, 1) for kind in ("user", "team", "key", "global")])
+    assert names == ["ann", "ops", "laptop (#1)", "everybody"]
+    assert database.read(lambda: [alerts.subject_name(kind, 7) for kind in ("user", "team", "key")]) == ["#7"] * 3

@@ -104,3 +104,11 @@ def test_a_hold_and_an_exchange_find_their_entry_by_an_index(sqlite_database: Da
         sql, parameters = query.sql()
         plan = sqlite_database.read(lambda: bound.execute_sql(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall())  # noqa: B023  read before the loop goes on
         assert [step for *_, step in plan if "SEARCH" in step and "entry_original" in step]
+
+
+def test_seals_of_another_pepper_are_told_without_a_line_for_each_of_millions(books: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MOST", 2)
+    found = books.read(lambda: audit.audit(lambda text: "another"))
+    assert [each.row for each in found.differences] == ["entry 1", "entry 2", "1 more entries"]
+    assert found.differences[2].problem == "are not as they were booked: their seals do not fit"
+    assert found.entries == 3

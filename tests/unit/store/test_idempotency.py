@@ -78,6 +78,16 @@ def test_keys_in_one_batch_are_decided_each_for_itself(database: Database) -> No
     assert window(database, period).held == 20
 
 
+def test_who_lost_its_key_by_being_slow_is_charged_and_whose_booking_was_late_is_not(database: Database) -> None:
+    begin(database, CLAIM)
+    begin(database, replace(CLAIM, exchange="b", replaces="a"))
+    begin(database, replace(CLAIM, exchange="c", replaces="b"))
+    assert ended(database, DONE, "a", overran=True) == [True]
+    assert ended(database, DONE, "b") == [False]
+    assert ended(database, DONE, "c") == [True]
+    assert charged(database) == {"a": 7, "b": 0, "c": 7}
+
+
 def test_what_has_no_room_leaves_the_key_free(database: Database) -> None:
     period = budget(database, 5)
     assert isinstance(begin(database, CLAIM, 10, period), Refused)
