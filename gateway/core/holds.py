@@ -33,6 +33,7 @@ GRACE_S = 60
 """How long a hold outlives its call's total deadline, so that a leak in a live worker ends."""
 MOST_NANO = 10**16
 """More than any budget can have; a client may write any number as its `max_tokens`, and a soft budget takes it."""
+OPENED = 10_000
 BINARY_TOKENS = 2_000
 """For each picture or sound within a request, whose bytes tell nothing of its tokens."""
 _NUMBER = re.compile(r"\s*\+?([0-9][0-9_]*)(?:\.0*)?\s*")
@@ -51,6 +52,8 @@ class Holds:
         self._database, self._owner, self._default_output, self._clock = database, owner, default_output, clock
         self._deadlines: dict[str, float] = {}
         self._maybe: dict[str, Wanted] = {}
+        self._opened = set[tuple[int, int]]()
+        """Budgets and starts of windows that are known to be there."""
 
     def reserve(self, exchange: Exchange, candidates: Sequence[Candidate], max_output: int | None) -> bool:
         """Hold the dearest that the call may cost in every budget on its path; False where there is none. With it goes the claim of its key.
@@ -63,6 +66,7 @@ class Holds:
                 self._claim(exchange, claim, _lease_s(candidates), None)
             return False
         wanted = self._wanted(exchange, candidates, max_output)
+        self._open(wanted.periods)
         self._deadlines[wanted.id] = self._clock() + wanted.lease_s
         try:
             if claim is None:
@@ -84,6 +88,19 @@ class Holds:
             self._deadlines.pop(wanted.id, None)
             raise _exceeded(refused, next(budget for budget in budgets if budget.id == refused.budget_id), wanted.amount)
         return True
+
+    def _open(self, periods: Sequence[Period]) -> None:
+        """Where other workers write at the same time, windows of a period that has just begun are made before any is locked."""
+        fresh = [period for period in periods if (period.budget_id, period.starts_at) not in self._opened]
+        if not fresh or not self._database.shared:
+            return
+        try:
+            self._database.write(partial(holds.open_windows, fresh))
+        except (StoreUnavailable, Conflict) as error:
+            raise StoreUnavailable(_UNKNOWN, retry_after_s=2.0) from error
+        if len(self._opened) > OPENED:
+            self._opened.clear()
+        self._opened.update((period.budget_id, period.starts_at) for period in fresh)
 
     def _claim(self, exchange: Exchange, claim: Claim, lease_s: int, wanted: Wanted | None) -> Refused | None:
         """Both or neither. Raises IdempotencyKeyInUse where another call was quicker."""

@@ -138,13 +138,19 @@ def _windows(periods: Mapping[tuple[int, int], Period]) -> dict[tuple[int, int],
     """The windows of these periods by budget and start, locked."""
     found = _locked_windows(periods)
     if missing := periods.keys() - found.keys():
-        share = " FOR SHARE" if database.param != "?" else ""  # of a budget that is being changed the new limit
-        columns = "budget_id, starts_at, ends_at, limit_nano, spent, held"
-        select = f"SELECT id, ?, ?, limit_nano, 0, 0 FROM budget WHERE id = ?{share}"  # noqa: S608
-        sql = f"INSERT INTO budget_window ({columns}) {select} ON CONFLICT (budget_id, starts_at) DO NOTHING"
-        executemany(database, sql, [(periods[key].starts_at, periods[key].ends_at, periods[key].budget_id) for key in sorted(missing)])
+        open_windows([periods[key] for key in missing])
         found = _locked_windows(periods)
     return found
+
+
+def open_windows(periods: Sequence[Period]) -> None:
+    """Make those that are not there yet. In a transaction of its own: two that make windows, and have locked others, could wait for each other."""
+    share = " FOR SHARE" if database.param != "?" else ""  # of a budget that is being changed the new limit
+    columns = "budget_id, starts_at, ends_at, limit_nano, spent, held"
+    select = f"SELECT id, ?, ?, limit_nano, 0, 0 FROM budget WHERE id = ?{share}"  # noqa: S608
+    sql = f"INSERT INTO budget_window ({columns}) {select} ON CONFLICT (budget_id, starts_at) DO NOTHING"
+    rows = [(period.starts_at, period.ends_at, period.budget_id) for period in sorted(periods, key=lambda each: (each.budget_id, each.starts_at))]
+    executemany(database, sql, rows)
 
 
 def total_windows(budget_ids: Sequence[int]) -> tuple[int, ...]:

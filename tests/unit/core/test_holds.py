@@ -11,7 +11,7 @@ import pytest
 
 from gateway.backend import Call
 from gateway.core.exchange import Ending, Exchange
-from gateway.core.holds import GRACE_S, Holds, choices
+from gateway.core.holds import GRACE_S, Holds, choices_bound
 from gateway.core.identity import principal_of
 from gateway.core.routing import Candidate
 from gateway.errors import BudgetExceeded, StoreUnavailable
@@ -168,11 +168,11 @@ def test_a_picture_is_held_for_by_the_piece_and_not_by_its_bytes(stage: Stage) -
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answers"), [('"a"', 1), ('["a", "b", "c"]', 3), ("[[1, 2], [3]]", 2), ("[1, 2, 3]", 1), ("[]", 1), ('["a", ' + "9" * 5000 + "]", 2)]
+    ("prompt", "answers"), [('"a"', 1), ('["a", "b", "c"]', 3), ("[[1, 2], [3]]", 2), ("[1, 2, 3]", 1), ("[]", 1), ('["a", ' + "9" * 5000 + "]", 1)]
 )
 def test_each_prompt_of_a_list_has_an_answer(prompt: str, answers: int) -> None:
     raw = f'{{"model":"m","max_tokens":7,"n":2,"prompt":{prompt}}}'.encode()
-    assert choices(call(raw, "openai_completions", "/completions")) == 2 * answers
+    assert choices_bound(call(raw, "openai_completions", "/completions")) == 2 * answers
 
 
 def test_words_that_look_like_a_picture_are_held_for_by_their_bytes(stage: Stage) -> None:
@@ -206,6 +206,8 @@ def test_a_hold_that_outlives_its_call_is_noticed_by_its_own_clock(stage: Stage)
 class Doubtful:
     """A database that says nothing about what it was told to write; `does` whether it was written all the same."""
 
+    shared = False
+
     def __init__(self, database: Database, does: bool) -> None:
         self.database, self.does = database, does
 
@@ -231,3 +233,27 @@ def test_a_doubtful_hold_ends_whether_it_was_made_or_not(stage: Stage, tmp_path:
     entry = stage.database.read(lambda: find_entry(ex.id))
     assert (entry is not None and entry.ending == "refused") is does
     assert not does or stage.window(budget, ex).held == 0
+
+
+class Shared:
+    """A database that other workers write to at the same time; counts its own writes."""
+
+    shared = True
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.writes = database, 0
+
+    def write(self, work: Any) -> Any:
+        self.writes += 1
+        return self.database.write(work)
+
+
+def test_a_window_is_made_before_any_is_locked_and_once(stage: Stage) -> None:
+    stage.budget(NANO)
+    shared = Shared(stage.database)
+    holds = Holds(shared, "owner", 100, stage.clock)  # type: ignore[arg-type]
+    writes = []
+    for _ in range(3):
+        assert holds.reserve(stage.begun(), [candidate(price=price())], None)
+        writes.append(shared.writes)
+    assert writes == [2, 3, 4]
