@@ -78,7 +78,8 @@ def _host_word(directory: Path) -> str:
     path, draft = directory / "host", directory / f".host.{secrets.token_hex(8)}"
     with contextlib.suppress(OSError):
         if not path.exists():
-            draft.write_text(secrets.token_hex(16))
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(secrets.token_hex(16))
             with contextlib.suppress(FileExistsError):
                 path.hardlink_to(draft)
             draft.unlink()

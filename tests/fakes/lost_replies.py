@@ -4,21 +4,36 @@ tell whether it was committed."""
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
+_PREPARES = re.compile(rb"P[\0-\xff]{4}(\w+)\0(COMMIT|ROLLBACK)\0", re.DOTALL)
+"""PostgreSQL's Parse message: its length, the name, the statement."""
+
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    """One client's connection. `said`: what its transaction under way sent; `doomed`: the next reply is not passed on."""
+    """One client's connection. `said`: what its transaction under way sent; `doomed`: the next reply is not passed on.
+
+    `prepared`: the names under which it has the statements that end a transaction.
+    """
 
     near: socket.socket
     far: socket.socket
     said: bytearray = field(default_factory=bytearray)
     doomed: bool = False
+    prepared: dict[bytes, bytes] = field(default_factory=dict)
+
+    def ending(self, data: bytes) -> bytes:
+        """COMMIT or ROLLBACK, where `data` has one executed; b"" where it has none."""
+        self.prepared |= dict(_PREPARES.findall(data))
+        asked = _PREPARES.sub(b"", data)
+        found = [statement for name, statement in self.prepared.items() if b"\0" + name + b"\0" in asked]
+        return next((word for word in (b"COMMIT", b"ROLLBACK") if word in asked or word in found), b"")
 
     def end(self) -> None:
         for sock in (self.near, self.far):
@@ -89,8 +104,8 @@ class LostReplies:
         with contextlib.suppress(OSError):
             while data := session.near.recv(1 << 20):
                 session.said += data
-                if b"COMMIT" in data or b"ROLLBACK" in data:
-                    session.doomed = b"COMMIT" in data and self._is_meant(bytes(session.said))
+                if ending := session.ending(data):
+                    session.doomed = ending == b"COMMIT" and self._is_meant(bytes(session.said))
                     session.said.clear()
                 session.far.sendall(data)
         session.end()
