@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -200,12 +202,29 @@ def price(model: str = "m", rate: int = 1000, *, per_call_nano: int = 0, valid_f
     return Price(id, model, valid_from, dict.fromkeys(BUCKETS, rate) | rates, per_call_nano, "test", 0)
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "gateway.db"
+        with contextlib.closing(Database(f"sqlite://{path}")) as database:
+            database.bind()
+            database.migrate()
+        return path.read_bytes()
+
+
+def put_database(path: Path) -> None:
+    """A SQLite file of the newest schema, made by the migrations once for all tests."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(_empty_database())
+
+
 @contextlib.contextmanager
 def migrated(directory: Path) -> Iterator[Database]:
     """An empty database of the newest schema, in a SQLite file."""
+    put_database(directory / "gateway.db")
     database = Database(f"sqlite://{directory / 'gateway.db'}")
     database.bind()
-    database.migrate()
     try:
         yield database
     finally:

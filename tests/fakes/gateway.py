@@ -24,6 +24,7 @@ from gateway.secrets import Secrets, key_prefix, key_suffix, mint_key
 from gateway.settings import Settings
 from gateway.store import accounts, budgets, catalog, exchanges, ledger, pools
 from gateway.store.database import Database
+from tests.factories import put_database
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -225,6 +226,8 @@ class RunningGateway:
     def prepare(self) -> None:
         """Migrate, seed, and make a user with a key: `self.key`."""
         settings = Settings.load(self.settings_environment(), self.directory)
+        if self.database_url is None and not (settings.data_dir / "gateway.db").exists():
+            put_database(settings.data_dir / "gateway.db")
         self.database = Database(settings.database)
         self.database.bind()
         self.secrets = prepare(settings, self.database, now()).secrets

@@ -23,7 +23,7 @@ from gateway.store import accounts, catalog, exchanges, ledger
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import Scripted, now_ms
+from tests.factories import Scripted, now_ms, put_database
 
 SCRIPTED = "tests.factories:Scripted"
 
@@ -140,6 +140,7 @@ def serving(directory: Path, **settings: Any) -> Iterator[Served]:
 
 def prepared(settings: Settings) -> Secrets:
     """What `gateway migrate` does before the first worker starts."""
+    put_database(settings.data_dir / "gateway.db")
     database = Database(settings.database)
     database.bind()
     try:

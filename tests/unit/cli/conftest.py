@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import main
+from tests.factories import put_database
 from tests.fakes.gateway import free_port
 
 
@@ -48,7 +49,8 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
 
 
 @pytest.fixture
-def installed(gateway: Typed) -> Typed:
+def installed(gateway: Typed, tmp_path: Path) -> Typed:
     """The same after `gateway migrate`."""
+    put_database(tmp_path / "data" / "gateway.db")
     assert gateway("migrate").code == 0
     return gateway

@@ -11,6 +11,7 @@ import pytest
 from gateway.secrets import KeyHasher, Secrets, Vault
 from gateway.settings import Settings
 from gateway.store.database import Database
+from tests.factories import put_database
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
+    put_database(settings.data_dir / "gateway.db")
     database = Database(settings.database)
     database.bind()
-    database.migrate()
     yield database
     database.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.store.database import Database
+from tests.factories import put_database
 from tests.fakes.postgres import Postgres
 
 
@@ -36,6 +37,9 @@ def opened() -> Iterator[Opener]:
     databases: list[Database] = []
 
     def open_database(url: str, *, migrate: bool = True, **options: float) -> Database:
+        path = Path(url.removeprefix("sqlite://"))
+        if migrate and url.startswith("sqlite://") and not path.exists():
+            put_database(path)
         database = Database(url, **options)  # type: ignore[arg-type]
         databases.append(database)
         database.bind()
