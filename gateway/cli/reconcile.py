@@ -84,7 +84,7 @@ def _table_lines(found: Reconciliation, everything: bool) -> list[str]:
     counted = f"{len(found.lines)} lines of a day and model: {len(found.differences)} differences"
     if not shown:
         return [title, counted]
-    headings = ("DAY", "MODEL", "CALLS", "THEIRS", "TOKENS", "THEIRS", "DELTA", "USD", "THEIRS", "DELTA", "LIKELY CAUSE")
+    headings = ("DAY", "MODEL", "OUR CALLS", "THEIRS", "OUR TOKENS", "THEIRS", "DELTA", "OUR USD", "THEIRS", "DELTA", "LIKELY CAUSE")
     causes = sorted({line.cause for line in shown if line.cause is not None})
     explained = [f"  {cause}: {CAUSES[cause]}" for cause in causes]
     right = headings[2:10]
