@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -38,9 +39,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """One for all rows: what a row leaves behind in it harms the next, as it would in life."""
-    with RunningGateway(tmp_path_factory.mktemp("gateway")) as gateway:
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """One for all rows: what a row leaves behind in it harms the next, as it would in life. FAULTS_PLACE: sqlite-1, or such as postgres-3."""
+    engine, _, workers = os.environ.get("FAULTS_PLACE", "sqlite-1").partition("-")
+    url = request.getfixturevalue("postgres").emptied("faults") if engine == "postgres" else None
+    with RunningGateway(tmp_path_factory.mktemp("gateway"), {"WEB_CONCURRENCY": workers}, url) as gateway:
         yield gateway
         deadline = time.monotonic() + 3  # the gauge is set once a second
         while open_exchanges(gateway):
@@ -64,6 +67,8 @@ class Spares:
         if not self._ready:
             self._ready = [self._made() for _ in range(SPARES)]
             self._gateway.wait_catalog()
+            if self._gateway.environment["WEB_CONCURRENCY"] != "1":
+                time.sleep(1.2)  # the other workers follow within a second
         return self._ready.pop()
 
     def _made(self) -> Calls:

@@ -168,7 +168,7 @@ def crashing(directory: Path, engine: str) -> Iterator[Crashing]:
         provider = stack.enter_context(Provider())
         switches = directory / "gateway" / "switches"
         switches.mkdir(parents=True)
-        environment = {"WEB_CONCURRENCY": "2", "GATEWAY_LOG_LEVEL": "warning", "INJECTED": str(switches), "PYTHONPATH": f"{INJECTED}:{ROOT}"}
+        environment = {"WEB_CONCURRENCY": "3" if url else "2", "GATEWAY_LOG_LEVEL": "warning", "INJECTED": str(switches), "PYTHONPATH": f"{INJECTED}:{ROOT}"}
         gateway = RunningGateway(directory / "gateway", environment, url)
         gateway.prepare()
         stack.callback(gateway.database.close)

@@ -27,15 +27,15 @@ def provider() -> Iterator[Provider]:
         yield provider
 
 
-@pytest.mark.parametrize("policy", ["serve", "refuse"])
-def test_a_database_that_is_away_loses_no_entry(tmp_path: Path, provider: Provider, policy: str, measured: Measured) -> None:
+@pytest.mark.parametrize(("policy", "workers"), [("serve", 1), ("refuse", 3)])
+def test_a_database_that_is_away_loses_no_entry(tmp_path: Path, provider: Provider, policy: str, workers: int, measured: Measured) -> None:
     with Postgres(tmp_path / "postgres") as server:
-        environment = {"WEB_CONCURRENCY": "1", "GATEWAY_WITHOUT_DATABASE": policy}
+        environment = {"WEB_CONCURRENCY": str(workers), "GATEWAY_WITHOUT_DATABASE": policy}
         with RunningGateway(tmp_path / "gateway", environment, server.emptied("gateway")) as gateway:
             gateway.deploy("m", provider.url)
             payer = gateway.new_key(gateway.new_user("payer"))
             gateway.budget(10**12, "user", 2)
-            gateway.wait_catalog()
+            time.sleep(1.2)  # every worker follows within a second
             assert gateway.post(CHAT, BODY).status == gateway.post(CHAT, BODY, payer).status == 200
             with gateway.client(payer) as client:
                 client.ask(CHAT, {**BODY, "stream": True})
@@ -57,7 +57,7 @@ def test_a_database_that_is_away_loses_no_entry(tmp_path: Path, provider: Provid
             entries = gateway.wait_entries(5 if policy == "serve" else 4)
             audit = books.verify(gateway.database_url or "", gateway.secrets.hasher.hash)
     quick = f"/healthz in {health_s * 1000:.0f} ms, back after {back_s:.1f} s"
-    measured(32, f"{policy}: a stream ended {stream_s:.1f} s after the crash, {quick}; {len(audit.differences)} differences")
+    measured(32, f"{policy}, {workers} worker(s): a stream ended {stream_s:.1f} s after the crash, {quick}; {len(audit.differences)} differences")
     assert body.endswith(DONE)
     assert (free.status, paid.status, paid.headers["retry-after"]) == (200 if policy == "serve" else 503, 503, "2")
     assert health == 200

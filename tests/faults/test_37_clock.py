@@ -23,9 +23,9 @@ TICKS_S = 1.3
 """More than one round of the housekeeping."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashing]:
-    with crashing(tmp_path_factory.mktemp("clock"), "sqlite") as server:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashing]:
+    with crashing(tmp_path_factory.mktemp("clock"), request.param) as server:
         yield server
 
 
@@ -36,7 +36,7 @@ def turn(server: Crashing, off_s: float) -> None:
     fresh.rename(server.switches / "clock")
 
 
-def test_a_clock_that_jumps_ends_no_hold(server: Crashing, measured: Measured) -> None:
+def test_a_clock_that_jumps_ends_no_hold(server: Crashing, measured: Measured, request: pytest.FixtureRequest) -> None:
     server.provider.script("/v1/chat/completions", *[Delay(3 * TICKS_S)] * CALLS)
     with ThreadPoolExecutor(CALLS) as pool:
         calls = [pool.submit(server.ask, f"jump-{number}", stream=True) for number in range(CALLS)]
@@ -49,7 +49,7 @@ def test_a_clock_that_jumps_ends_no_hold(server: Crashing, measured: Measured) -
         assert all(call.result().clean for call in calls)
     settled(server.gateway)
     endings = [entry.ending for model, entries in server.entries().items() if model.startswith("jump-") for entry in entries]
-    measured(37, f"{endings.count('worker_lost')} of {CALLS} holds expired while the clock jumped by an hour and back by two (0)")
+    measured(37, f"{request.node.callspec.id}: {endings.count('worker_lost')} of {CALLS} holds expired while the clock jumped by an hour and back by two (0)")
     assert endings == ["complete"] * CALLS
     assert server.findings().differences == ()
 

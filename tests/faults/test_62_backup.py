@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,11 @@ def test_a_restored_ledger_passes_the_audit(request: pytest.FixtureRequest, tmp_
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         server = request.getfixturevalue("postgres") if engine == "postgres" else None
-        gateway = stack.enter_context(RunningGateway(tmp_path / "gateway", {}, server.emptied("backup") if server else None))
+        gateway = stack.enter_context(
+            RunningGateway(tmp_path / "gateway", {"WEB_CONCURRENCY": "3" if server else "1"}, server.emptied("backup") if server else None)
+        )
         gateway.budget(10**12)
-        gateway.wait_catalog()
+        time.sleep(1.2)  # every worker follows within a second
         calls = busy(gateway, stop)
         stack.callback(stop.set)
         gateway.wait_entries(20)
