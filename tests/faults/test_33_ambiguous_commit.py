@@ -39,11 +39,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LostReplies]:
 
 @pytest.fixture(scope="module")
 def gateway(postgres: LostReplies, provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    with RunningGateway(tmp_path_factory.mktemp("gateway"), {"WEB_CONCURRENCY": "1"}, postgres.url) as gateway:
+    with RunningGateway(tmp_path_factory.mktemp("gateway"), {"WEB_CONCURRENCY": "3"}, postgres.url) as gateway:
         gateway.deploy("*", provider.url, upstream_model="m", price=None)
         gateway.deploy("m", provider.url)
         gateway.budget(10**12)
-        gateway.wait_catalog()
+        time.sleep(1.2)  # every worker follows within a second
         assert gateway.post(CHAT, body("first")).status == 200
         yield gateway
 
@@ -90,7 +90,8 @@ def test_its_worker_may_die_before_it_ends_the_doubtful_hold(gateway: RunningGat
     assert gateway.process is not None
     postgres.lose("orphan")
     assert gateway.post(CHAT, body("orphan")).status == 503
-    os.kill(children(gateway.process.pid)[0], signal.SIGKILL)
+    for worker in children(gateway.process.pid):
+        os.kill(worker, signal.SIGKILL)
     settled(gateway)
     assert booked(gateway, "orphan") in ([("usage", "worker_lost", False)], [("usage", "refused", False)])
     assert audited(gateway).differences == ()
