@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import RunningGateway
+from tests.fakes.postgres import Postgres
 from tests.fakes.processes import children
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT, DONE
@@ -27,10 +29,12 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_token
 @contextlib.contextmanager
 def full_disk(gateway: RunningGateway) -> Iterator[None]:
     assert gateway.process is not None
-    (worker,) = children(gateway.process.pid)
-    resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    workers = children(gateway.process.pid)
+    for worker in workers:
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     yield
-    resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for worker in workers:
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def recovered(gateway: RunningGateway, *keys: str) -> float:
@@ -74,3 +78,33 @@ def test_a_full_disk_loses_nothing_and_pays_no_upstream_for_what_cannot_be_booke
     assert cut is not None
     assert (cut.ending, cut.amount, cut.cost > 0, cut.flags) == ("complete", 0, True, ("withheld",))
     assert (integrity, lost, audit.differences, audit.holds) == ("ok", 0, (), 0)
+
+
+def test_a_full_disk_while_postgresql_is_away_loses_nothing(tmp_path: Path, measured: Measured) -> None:
+    """PostgreSQL's own disk is its server's business; what is full here is the journal's, when it is all there is."""
+    with Provider() as provider, Postgres(tmp_path / "postgres") as server:
+        provider.always("/v1/chat/completions", Slow(0.3))
+        with RunningGateway(tmp_path / "gateway", {"WEB_CONCURRENCY": "3"}, server.emptied("gateway")) as gateway:
+            gateway.deploy("m", provider.url)
+            gateway.budget(10**12)
+            time.sleep(1.2)  # every worker follows within a second
+            assert gateway.post(CHAT, BODY).status == 200
+            with gateway.client() as client:
+                client.ask(CHAT, {**BODY, "stream": True})
+                head = client.head()
+                server.stop(signal.SIGQUIT)
+                with full_disk(gateway):
+                    withheld = client.rest()
+                    asked = len(provider.requests)
+                    refused = [gateway.post(CHAT, BODY).status for _ in range(6)]
+                    asked = len(provider.requests) - asked
+            server.start()
+            seconds = recovered(gateway, "")
+            settled(gateway)
+            entries, audit, cut = gateway.entries(), audited(gateway), gateway.entry(head.headers["x-request-id"])
+    measured(34, f"postgres-3: {len(provider.requests) - len(entries)} of {len(entries)} calls lost (0), back {seconds:.1f} s after the database was")
+    assert b'"code":"settle_failed"' in withheld
+    assert (set(refused), asked) == ({503}, 0)
+    assert cut is not None
+    assert (cut.amount, cut.cost > 0, cut.flags) == (0, True, ("withheld",))
+    assert (len(provider.requests), audit.differences, audit.holds) == (len(entries), (), 0)
