@@ -17,7 +17,6 @@ from gateway.operations.keys import MintedKey, key_state
 from gateway.store.accounts import ApiKey, KeyFields, User
 
 EXPIRY = Parsed("expiry", lambda text: parse_expiry(text, now_ms()))
-Names = tuple[str, ...] | None
 OVERLAP_MS = 24 * 3_600_000
 
 
@@ -93,39 +92,44 @@ def key() -> None:
     """
 
 
-def restrictions(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that restrict a key: the command is given `fields`, those that were typed."""
+def restrictions(*, lifts: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options that restrict a key: the command is given `fields`, those that were typed. `lifts`: '' takes a restriction away.
 
-    @click.option("--models", type=NAMES, metavar="a,b*", help="Models it may use, by name or glob; '' for all.")
-    @click.option("--deny", "denied_models", type=NAMES, metavar="a,b*", help="Those of them that it may not use; '' for none.")
-    @click.option("--scopes", type=NAMES, metavar=",".join(SCOPES), help="What it may be used for; '' for everything.")
-    @click.option("--from", "networks", type=NAMES, metavar="10.0.0.0/8,...", help="Networks it may be used from; '' for anywhere.")
-    @functools.wraps(command)
-    def taking(models: Names, denied_models: Names, scopes: Names, networks: Names, **others: Any) -> None:
-        fields: KeyFields = {}
-        if models is not None:
-            fields["models"] = models
-        if denied_models is not None:
-            fields["denied_models"] = denied_models
-        if scopes is not None:
-            fields["scopes"] = scopes
-        if networks is not None:
-            fields["networks"] = networks
-        command(fields=fields, **others)
+    Elsewhere it is refused: an unset variable in a script must not make a key for everything.
+    """
+    options = (
+        ("--models", "models", "a,b*", "Models it may use, by name or glob", "all"),
+        ("--deny", "denied_models", "a,b*", "Those of them that it may not use", "none"),
+        ("--scopes", "scopes", ",".join(SCOPES), "What it may be used for", "everything"),
+        ("--from", "networks", "10.0.0.0/8,...", "Networks it may be used from", "anywhere"),
+    )
 
-    return taking
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def taking(**given: Any) -> None:
+            fields = {name: given.pop(name) for _, name, *_ in options}
+            for flag, name, *_ in options:
+                if fields[name] == () and not lifts:
+                    raise click.UsageError(f"{flag} names nothing; leave it out where it is not to restrict the key")
+            command(fields={name: value for name, value in fields.items() if value is not None}, **given)
+
+        taken: Callable[..., None] = taking
+        for flag, name, metavar, text, none in reversed(options):
+            without = f"; '' for {none}." if lifts else f". Default: {none}."
+            taken = click.option(flag, name, type=NAMES, metavar=metavar, help=text + without)(taken)
+        return taken
+
+    return decorated
 
 
 @key.command("create")
 @click.option("--user", "user_name", required=True, metavar="NAME", help="Whose key it is.")
 @click.option("--label", default="", help="What it is for, such as laptop.")
 @click.option("--expires", type=EXPIRY, metavar="30d|2026-12-31", help="When it ends. A date ends as the day begins, UTC. Default: never.")
-@restrictions
+@restrictions()
 @json_option
 def create_key(user_name: str, label: str, expires: int | None, fields: KeyFields, as_json: bool) -> None:
     """Create a key. Its secret is shown once, now."""
-    if fields.get("models") == ():  # an unset variable in a script must not make a key for everything
-        raise click.UsageError("--models names no model; leave it out for a key that may use all")
     with opened() as here:
         minted = keys.create_key(here.database, here.secrets().hasher, user_name, now_ms(), label=label, expires_at=expires, **fields)
     emit(as_json, _minted_document(minted), lambda: _minted_lines(minted))
@@ -133,7 +137,7 @@ def create_key(user_name: str, label: str, expires: int | None, fields: KeyField
 
 @key.command("set")
 @click.argument("reference", metavar="KEY")
-@restrictions
+@restrictions(lifts=True)
 @json_option
 def set_key(reference: str, fields: KeyFields, as_json: bool) -> None:
     """Change what a key may be used for, and from where. What is not named stays."""

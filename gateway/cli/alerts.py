@@ -15,8 +15,8 @@ from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, remark, table
 from gateway.cli.values import NAMES, Parsed
 from gateway.core.alerts import BUDGET, RULES, SENDER
+from gateway.core.pricing import usd
 from gateway.operations import alerts
-from gateway.operations.prices import usd
 from gateway.store.alerts import Logged, Webhook
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gateway.cli.accounts import EXPIRY, key_document, permitted, restrictions, shown
 from gateway.cli.budgets import AMOUNT
-from gateway.cli.export import harmless
+from gateway.cli.export import check_form, format_option, output_option, write_rows
 from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
-from gateway.cli.reports import INPUT, OUTPUT
+from gateway.core.pricing import usd
+from gateway.dialects.events import INPUT_BUCKETS, OUTPUT_BUCKETS
 from gateway.operations import batches
 from gateway.operations.batches import KEYS, KeyLine, Owner
 from gateway.operations.keys import MintedKey, key_state
-from gateway.operations.prices import usd
+from gateway.operations.prices import usd_decimal
 from gateway.store.accounts import KeyFields
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
-csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+SHEET = ("label", "key", "id", "user", "models", "budget_usd", "expires")
+REPORT = ("label", "key", "key_id", "calls", "input_tokens", "output_tokens", "amount_usd", "left_usd", "last_used", "state")
+"""The columns of both as rows for other programs."""
 
 
 @click.command("bulk")
@@ -33,38 +34,44 @@ csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print comma-sep
 @click.option("--team", default="", metavar="NAME", help="The team of the new user. Default: none.")
 @click.option("--expires", type=EXPIRY, metavar="4h|2026-12-31", help="When they end. Default: never.")
 @click.option("--budget", "budget_nano", type=AMOUNT, metavar="USD", help="What each may spend in total. Default: no budget of its own.")
-@restrictions
-@csv_option
+@restrictions()
+@format_option()
+@output_option
 @json_option
 def create_batch(
-    name: str, count: int, user_name: str, team: str, expires: int | None, budget_nano: int | None, fields: KeyFields, as_csv: bool, as_json: bool
+    name: str,
+    count: int,
+    user_name: str,
+    team: str,
+    expires: int | None,
+    budget_nano: int | None,
+    fields: KeyFields,
+    form: str | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
-    """Create many keys at once, each with its own budget. The secrets are shown once, now: as a sheet to be cut up, as CSV or as JSON."""
+    """Create many keys at once, each with its own budget. The secrets are shown once, now: as a sheet to be cut up, or for another program."""
+    check_form(form, output, as_json)
     if user_name and team:
         raise click.UsageError("name --user or --team: the team is that of a new user")
-    with opened() as here:
-        hasher, owner = here.secrets().hasher, Owner(user_name, team)
-        minted = batches.create_batch(here.database, hasher, name, count, owner, now_ms(), budget_nano=budget_nano, expires_at=expires, **fields)
+
+    def made() -> Iterator[MintedKey]:
+        with opened() as here:
+            hasher, owner = here.secrets().hasher, Owner(user_name, team)
+            yield from batches.create_batch(here.database, hasher, name, count, owner, now_ms(), budget_nano=budget_nano, expires_at=expires, **fields)
+
+    if form is not None:  # a file that cannot be written is found out before there are keys whose secrets it should hold
+        write_rows((_sheet_row(one, budget_nano) for one in made()), SHEET, form, output)
+        return
+    minted = list(made())
     document = [{**key_document(one.key, one.key.created_at), "key": one.secret.reveal(), "budget_nano_usd": budget_nano} for one in minted]
-    emit(as_json, document, _csv_of(minted, budget_nano) if as_csv else lambda: _sheet(minted, budget_nano))
+    emit(as_json, document, lambda: _sheet(minted, budget_nano))
 
 
-def _csv_of(minted: Sequence[MintedKey], budget_nano: int | None) -> Callable[[], list[str]]:
-    headings = ("label", "key", "id", "user", "models", "budget_usd", "expires")
-    budget = "" if budget_nano is None else usd(budget_nano)
-    rows = [(one.key.label, one.secret.reveal(), one.key.id, one.key.user_name, " ".join(one.key.models), budget, moment(one.key.expires_at)) for one in minted]
-    return lambda: _csv_lines([headings, *rows])
-
-
-def _csv_lines(rows: Sequence[Sequence[object]]) -> list[str]:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[_cell(str(cell)) for cell in row] for row in rows])
-    return text.getvalue().splitlines()
-
-
-def _cell(text: str) -> str:
-    """An amount may be negative."""
-    return text if _NUMBER.fullmatch(text) else harmless(text)
+def _sheet_row(one: MintedKey, budget_nano: int | None) -> dict[str, Any]:
+    budget = None if budget_nano is None else usd_decimal(budget_nano)
+    values = (one.key.label, one.secret.reveal(), one.key.id, one.key.user_name, " ".join(one.key.models), budget, moment(one.key.expires_at))
+    return dict(zip(SHEET, values, strict=True))
 
 
 def _sheet(minted: Sequence[MintedKey], budget_nano: int | None) -> Iterator[str]:
@@ -77,17 +84,29 @@ def _sheet(minted: Sequence[MintedKey], budget_nano: int | None) -> Iterator[str
 
 @click.command("report")
 @click.option("--batch", "name", required=True, metavar="NAME", help="The batch.")
-@csv_option
+@format_option()
+@output_option
 @json_option
-def report_batch(name: str, as_csv: bool, as_json: bool) -> None:
+def report_batch(name: str, form: str | None, output: Path | None, as_json: bool) -> None:
     """Show what each key of a batch used, from the ledger, and what is left of its budget."""
+    check_form(form, output, as_json)
     at = now_ms()
     with opened(READING_S) as here:
         lines = batches.batch_report(here.database, name, at)
+    if form is not None:
+        write_rows((_report_row(line, at) for line in lines), REPORT, form, output)
+        return
     rows = [_row(line, at) for line in lines]
     headings = ("LABEL", "KEY", "CALLS", "INPUT TOKENS", "OUTPUT TOKENS", "USD", "LEFT", "LAST USED", "STATE")
-    as_text = _csv_lines([[heading.lower() for heading in headings], *rows]) if as_csv else table(headings, [*rows, _total(lines)], right=headings[2:7])
-    emit(as_json, {"batch": name, "keys": [_document(line, at) for line in lines]}, lambda: as_text)
+    document = {"batch": name, "keys": [_document(line, at) for line in lines]}
+    emit(as_json, document, lambda: table(headings, [*rows, _total(lines)], right=headings[2:7]))
+
+
+def _report_row(line: KeyLine, at: int) -> dict[str, Any]:
+    left: Decimal | None = None if line.left is None else usd_decimal(line.left)
+    last_used = moment(line.used.last_at)
+    values = (line.key.label, shown(line.key), line.key.id, *_numbers(line), usd_decimal(line.used.amount), left, last_used, key_state(line.key, at))
+    return dict(zip(REPORT, values, strict=True))
 
 
 def _row(line: KeyLine, at: int) -> tuple[object, ...]:
@@ -97,7 +116,7 @@ def _row(line: KeyLine, at: int) -> tuple[object, ...]:
 
 def _numbers(line: KeyLine) -> tuple[int, int, int]:
     """Calls, tokens in, tokens out."""
-    return line.used.calls, sum(line.used.buckets[bucket] for bucket in INPUT), sum(line.used.buckets[bucket] for bucket in OUTPUT)
+    return line.used.calls, sum(line.used.buckets[bucket] for bucket in INPUT_BUCKETS), sum(line.used.buckets[bucket] for bucket in OUTPUT_BUCKETS)
 
 
 def _total(lines: Sequence[KeyLine]) -> tuple[object, ...]:

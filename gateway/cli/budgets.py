@@ -12,9 +12,10 @@ from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import Parsed
 from gateway.core.exchange import new_id
+from gateway.core.pricing import usd
 from gateway.operations import budgets
 from gateway.operations.budgets import ListedBudget, Subject
-from gateway.operations.prices import nano_usd, usd
+from gateway.operations.prices import nano_usd
 
 AMOUNT = Parsed("USD", nano_usd)
 

@@ -10,9 +10,9 @@ from gateway.cli.accounts import EXPIRY
 from gateway.cli.budgets import AMOUNT
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
+from gateway.core.pricing import usd
 from gateway.operations import codes
 from gateway.operations.codes import CODES, ListedCode, code_state
-from gateway.operations.prices import usd
 from gateway.store.codes import RedeemCode
 
 

@@ -29,6 +29,14 @@ def format_option(default: str | None = None) -> Callable[[Any], Any]:
 output_option = click.option("-o", "--output", "output", type=click.Path(path_type=Path), metavar="FILE", help="Where to. Default: standard output.")
 
 
+def check_form(form: str | None, output: Path | None, as_json: bool) -> None:
+    """Raises click.UsageError for --format, --output and --json that contradict each other."""
+    if form is not None and as_json:
+        raise click.UsageError("give --json or --format")
+    if output is not None and form is None:
+        raise click.UsageError("--output needs --format")
+
+
 def write_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], form: str, output: Path | None) -> int:
     """How many were written. Decimals become text, digit by digit. Raises click.FileError."""
     with _opened(output) as file:

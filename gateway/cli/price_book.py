@@ -11,9 +11,10 @@ import click
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import MOMENT, NAMES
+from gateway.core.pricing import usd
 from gateway.operations import price_book
 from gateway.operations.price_book import STATES, Book, Change
-from gateway.operations.prices import usd, usd_per_million
+from gateway.operations.prices import usd_per_million
 from gateway.operations.rerate import Difference, rerate
 
 

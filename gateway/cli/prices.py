@@ -13,6 +13,7 @@ from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import BEGINNING, MOMENT, Parsed
 from gateway.core.globs import matches
+from gateway.core.pricing import usd
 from gateway.dialects.events import BUCKETS
 from gateway.operations import prices
 from gateway.store.catalog import Price, Tier
@@ -126,7 +127,7 @@ def list_prices(model: str | None, as_json: bool) -> None:
 
 def _row(item: Price) -> tuple[object, ...]:
     text, result = (prices.usd_per_million(item.rates.get(bucket, 0)) for bucket in ("input_uncached", "output_text"))
-    return item.model, _start(item), text, result, prices.usd(item.per_call_nano), _others(item), item.source
+    return item.model, _start(item), text, result, usd(item.per_call_nano), _others(item), item.source
 
 
 def _start(item: Price) -> str:
@@ -144,7 +145,7 @@ def _others(item: Price) -> str:
 def _full(item: Price) -> list[str]:
     variants = [f"{name}: {_rates(rates)}" for name, rates in sorted(item.variants.items())]
     steps = [f"above {tier.above} tokens of input: {_rates(tier.rates)}" for tier in item.tiers]
-    return [f"{_rates(item.rates)}, and {prices.usd(item.per_call_nano)} a call", *variants, *steps]
+    return [f"{_rates(item.rates)}, and {usd(item.per_call_nano)} a call", *variants, *steps]
 
 
 def _rates(rates: Mapping[str, int]) -> str:
@@ -162,7 +163,7 @@ def _document(item: Price) -> dict[str, Any]:
         "valid_from": item.valid_from,
         "usd_per_million_tokens": _usd(item.rates),
         "rates_pico_usd": dict(item.rates),
-        "per_call_usd": prices.usd(item.per_call_nano),
+        "per_call_usd": usd(item.per_call_nano),
         "tiers": [{"above": tier.above, "usd_per_million_tokens": _usd(tier.rates), **_variants(tier.variants)} for tier in item.tiers],
         **_variants(item.variants),
         "source": item.source,

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from gateway.cli.edge import FAILED
-from gateway.cli.export import FORMATS, output_option, write_rows
+from gateway.cli.export import FORMATS, check_form, output_option, write_rows
 from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, remark, table
+from gateway.core.pricing import usd
 from gateway.operations import reconcile as reconciliations
 from gateway.operations.discrepancies import CAUSES, ROUNDING
-from gateway.operations.prices import usd
 from gateway.operations.reconcile import DAY_MS, PROVIDERS, Line, Reconciliation
 
 
@@ -38,10 +38,7 @@ def import_bill(provider: str, files: Sequence[Path], only: Sequence[str], every
     FILE: the provider's own exports, of its API (JSON) or its console (CSV); give usage and costs together. Without --deployment the calls of
     those deployments count that lead to the provider. Exit 1 where something differs and does not explain itself.
     """
-    if output is not None and form is None:
-        raise click.UsageError("--output needs --format")
-    if form is not None and as_json:
-        raise click.UsageError("give --json or --format")
+    check_form(form, output, as_json)
     given = reconciliations.read_bills(provider, [(str(file), file.read_bytes()) for file in files])
     with opened(READING_S) as here:
         settings = here.settings

@@ -10,20 +10,18 @@ import click
 
 from gateway.cli.accounts import shown
 from gateway.cli.edge import FAILED, NOT_FOUND
-from gateway.cli.export import format_option, output_option, write_rows
+from gateway.cli.export import check_form, format_option, output_option, write_rows
 from gateway.cli.opened import READING_S, now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import MOMENT, MONTH, NAMES, period
+from gateway.core.pricing import usd
 from gateway.core.routing import Candidate
-from gateway.dialects.events import BUCKETS
+from gateway.dialects.events import BUCKETS, INPUT_BUCKETS, OUTPUT_BUCKETS
 from gateway.operations import reports, routes
-from gateway.operations.prices import usd, usd_per_million
+from gateway.operations.prices import usd_per_million
 from gateway.operations.reports import DIMENSIONS, Line
 from gateway.operations.routes import Explanation
 from gateway.store.catalog import Price
-
-INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
-OUTPUT = tuple(bucket for bucket in BUCKETS if bucket not in INPUT)
 
 
 @click.command()
@@ -38,10 +36,7 @@ def report(
     by: tuple[tuple[str, ...], ...], month: tuple[int, int] | None, since: int | None, until: int | None, form: str | None, output: Path | None, as_json: bool
 ) -> None:
     """What was used and what it cost, from the ledger. Times are UTC."""
-    if form is not None and as_json:
-        raise click.UsageError("give --json or --format")
-    if output is not None and form is None:
-        raise click.UsageError("--output needs --format")
+    check_form(form, output, as_json)
     begin, end = period(month, since, until, now_ms())
     dimensions = tuple(dict.fromkeys(name for names in by for name in names))
     with opened(READING_S) as here:
@@ -62,7 +57,7 @@ def _report_lines(by: Sequence[str], lines: Sequence[Line], named: str) -> list[
 
 
 def _numbers(line: Line) -> tuple[object, ...]:
-    tokens = (sum(line.buckets[bucket] for bucket in buckets) for buckets in (INPUT, OUTPUT))
+    tokens = (sum(line.buckets[bucket] for bucket in buckets) for buckets in (INPUT_BUCKETS, OUTPUT_BUCKETS))
     return line.calls, *tokens, usd(line.amount), usd(line.cost)
 
 

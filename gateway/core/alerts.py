@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 from gateway.backend import Headers
 from gateway.concurrency import spawn
+from gateway.core.pricing import usd
 from gateway.errors import GatewayError
 from gateway.secrets import SecretsError, Vault
-from gateway.store import alerts
+from gateway.store import accounts, alerts
 from gateway.store.alerts import FIRING, RESOLVED, Alert, Delivery, Webhook
 from gateway.store.budgets import Budget, Window
 from gateway.store.database import Conflict, Database
@@ -242,10 +243,10 @@ def signed(secret: str, message_id: str, timestamp: int, body: bytes) -> Headers
 
 def budget_message(alert: Alert, budget: Budget, window: Window, event: str, reason: str) -> str:
     """To be made inside a work of the database: names are looked up."""
-    name = alerts.subject_name(budget.kind, budget.subject)
+    name = accounts.account_name(budget.kind, budget.subject)
     whose = name if budget.kind == "global" else f"{budget.kind} {name}"
     period = {"day": "daily", "month": "monthly", "total": "total"}[budget.period]
-    said = f"{_usd(window.spent)} of {_usd(window.limit_nano)} USD are spent"
+    said = f"{usd(window.spent)} of {usd(window.limit_nano)} USD are spent"
     text = f"{alert.threshold} % of the {period} budget of {whose} passed: {said}"
     if event == RESOLVED:
         text = f"no longer: {alert.threshold} % of the {period} budget of {whose} ({reason.replace('_', ' ')}): {said}"
@@ -254,9 +255,9 @@ def budget_message(alert: Alert, budget: Budget, window: Window, event: str, rea
         "budget": {"id": budget.id, "kind": budget.kind, "name": name, "period": budget.period, "timezone": budget.timezone, "soft": budget.soft},
         "period_starts_at": None if budget.period == "total" else _iso(window.starts_at),
         "period_ends_at": None if window.ends_at is None else _iso(window.ends_at),
-        "limit_usd": _usd(window.limit_nano),
+        "limit_usd": usd(window.limit_nano),
         "limit_nano_usd": window.limit_nano,
-        "spent_usd": _usd(window.spent),
+        "spent_usd": usd(window.spent),
         "spent_nano_usd": window.spent,
     }
     return message(f"budget.{'threshold' if event == FIRING else 'resolved'}", alert.at, text, data | ({"reason": reason} if reason else {}))
@@ -269,9 +270,3 @@ def message(kind: str, at: int, text: str, data: Mapping[str, Any]) -> str:
 
 def _iso(at: int) -> str:
     return datetime.fromtimestamp(at // 1000, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _usd(nano: int) -> str:
-    """At least two decimal places, exactly."""
-    whole, fraction = divmod(abs(nano), 10**9)
-    return f"{'-' if nano < 0 else ''}{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"

@@ -18,8 +18,10 @@ from gateway.core import periods
 from gateway.core.claim import Claim
 from gateway.core.exchange import Exchange
 from gateway.core.metering import BINARY, BYTES_PER_TOKEN
+from gateway.core.pricing import usd
 from gateway.core.routing import Candidate
 from gateway.dialects import CHAT_CODECS
+from gateway.dialects.events import INPUT_BUCKETS, OUTPUT_BUCKETS
 from gateway.errors import BudgetExceeded, GatewayError, IdempotencyKeyInUse, StoreUnavailable
 from gateway.store import holds, idempotency
 from gateway.store.budgets import Budget
@@ -39,8 +41,6 @@ BINARY_TOKENS = 2_000
 _NUMBER = re.compile(r"\s*\+?([0-9][0-9_]*)(?:\.0*)?\s*")
 _UNKNOWN = "The budget could not be looked up: the database did not answer. Try again."
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_INPUT = ("input_uncached", "cache_read", "cache_write_5m", "cache_write_1h", "audio_in", "image_in")
-_OUTPUT = ("output_text", "reasoning", "audio_out")
 _WHOSE: Mapping[str, str] = {"key": "The key's", "user": "The user's", "team": "The team's", "global": "The gateway's"}
 _PERIOD: Mapping[str, str] = {"day": "for the day", "month": "for the month", "total": "in total"}
 
@@ -157,8 +157,8 @@ class Holds:
             return 0
         steps: tuple[Price | Tier, ...] = (price, *price.tiers)
         dearest = [rates for step in steps for rates in (step.rates, *step.variants.values())]
-        rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in _INPUT)
-        rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in _OUTPUT)
+        rate_in = max(rates.get(bucket, 0) for rates in dearest for bucket in INPUT_BUCKETS)
+        rate_out = max(rates.get(bucket, 0) for rates in dearest for bucket in OUTPUT_BUCKETS)
         pico = (input_bound(call) * rate_in if rate_in else 0) + choices_bound(call) * output_bound(call, max_output, self._default_output) * rate_out
         return -(-pico // 1000) + price.per_call_nano
 
@@ -234,9 +234,3 @@ def _exceeded(refused: Refused, budget: Budget, amount: int) -> GatewayError:
 
 def _moment(at: int, timezone: str) -> str:
     return datetime.fromtimestamp(at // 1000, UTC).astimezone(ZoneInfo(timezone)).isoformat(timespec="minutes")
-
-
-def usd(nano: int) -> str:
-    """Exact, with at least two decimal places."""
-    whole, fraction = divmod(abs(nano), 10**9)
-    return f"{'-' if nano < 0 else ''}{whole}.{str(fraction).zfill(9).rstrip('0').ljust(2, '0')}"

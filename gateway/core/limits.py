@@ -20,6 +20,7 @@ from gateway.core.holds import choices_bound, input_bound, output_bound
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
+from gateway.store.budgets import AccountLimits
 from gateway.store.catalog import Model
 
 log = logging.getLogger(__name__)
@@ -150,10 +151,19 @@ class CallLimits:
 
 def limits_of(exchange: Exchange, model: Model | None) -> tuple[Limit, ...]:
     """Of the accounts on the key's path, and of the model."""
-    found = [Limit(f"{each.kind}:{each.subject}", each.rpm, each.tpm, each.concurrency) for each in exchange.principal.limits]
-    if model is not None and (model.rpm, model.tpm, model.concurrency) != (None, None, None):
-        found.append(Limit(f"model:{model.id}", model.rpm, model.tpm, model.concurrency))
-    return tuple(found)
+    own = None if model is None else limit_of_model(model)
+    return (*map(limit_of_account, exchange.principal.limits), *([own] if own is not None else []))
+
+
+def limit_of_account(limits: AccountLimits) -> Limit:
+    return Limit(f"{limits.kind}:{limits.subject}", limits.rpm, limits.tpm, limits.concurrency)
+
+
+def limit_of_model(model: Model) -> Limit | None:
+    """None where it has none."""
+    if (model.rpm, model.tpm, model.concurrency) == (None, None, None):
+        return None
+    return Limit(f"model:{model.id}", model.rpm, model.tpm, model.concurrency)
 
 
 def _refusal(full: Full, tokens: int) -> RateLimited:

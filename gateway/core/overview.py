@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.core.catalog import Catalog
-from gateway.core.identity import Principal
-from gateway.core.limits import CallLimits
+from gateway.core.identity import REFUSAL, Principal
+from gateway.core.limits import CallLimits, limit_of_account, limit_of_model
 from gateway.core.periods import window
 from gateway.errors import Unauthenticated
-from gateway.state.base import Limit, Standing
+from gateway.state.base import Standing
 from gateway.store import accounts, budgets
 from gateway.store.accounts import ApiKey
 from gateway.store.budgets import Budget, Window
@@ -67,19 +67,20 @@ class Overviews:
 
         key, team, windows = self._database.read(work)
         if key is None:
-            raise Unauthenticated("The API key is gone.")
+            raise Unauthenticated(REFUSAL)
         return Overview(key, team, self._own_limits(principal), _own_budgets(principal.budgets, windows, at))
 
     def _own_limits(self, principal: Principal) -> tuple[OwnLimit, ...]:
-        names = {f"{each.kind}:{each.subject}": None for each in principal.limits} | {
-            f"model:{model.id}": model.name for name, model in self._catalog.snapshot.models.items() if principal.may_use(name)
+        of_models = {
+            limit: model.name
+            for model in self._catalog.snapshot.models.values()
+            if principal.may_use(model.name) and (limit := limit_of_model(model)) is not None
         }
-        limits = [Limit(f"{each.kind}:{each.subject}", each.rpm, each.tpm, each.concurrency) for each in principal.limits]
-        models = [model for model in self._catalog.snapshot.models.values() if f"model:{model.id}" in names]
-        limits += [Limit(f"model:{each.id}", each.rpm, each.tpm, each.concurrency) for each in models if (each.rpm, each.tpm, each.concurrency) != (None,) * 3]
+        limits = [*map(limit_of_account, principal.limits), *of_models]
+        names = {limit.subject: name for limit, name in of_models.items()}
         standings = self._limits.standings(limits) if limits else ()
         binding = {_least([each for each in standings if each.resource == resource]) for resource in {each.resource for each in standings}}
-        return tuple([OwnLimit(each.subject.partition(":")[0], names[each.subject], each, each in binding) for each in standings])
+        return tuple([OwnLimit(each.subject.partition(":")[0], names.get(each.subject), each, each in binding) for each in standings])
 
 
 def _least(standings: Sequence[Standing]) -> Standing:

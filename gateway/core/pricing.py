@@ -12,9 +12,21 @@ from gateway.dialects.events import BUCKETS, Usage
 from gateway.store.catalog import Price, Tier
 
 PICO_PER_NANO = 1000
+NANO_DIGITS = 9
 MILLION = 1_000_000
 PER_CALL = "per_call"
 """Beside the buckets in the rates that an entry keeps: nano-USD for the call itself, named where it is not 0."""
+
+
+def usd(nano: int) -> str:
+    """Nano-USD as USD, exactly, with at least two decimal places."""
+    return decimal(nano, NANO_DIGITS)
+
+
+def decimal(amount: int, digits: int) -> str:
+    """A whole number of 10^-digits as decimal text, with at least two decimal places."""
+    whole, fraction = divmod(abs(amount), 10**digits)
+    return f"{'-' if amount < 0 else ''}{whole}.{str(fraction).zfill(digits).rstrip('0').ljust(2, '0')}"
 
 
 @dataclass(frozen=True, slots=True)

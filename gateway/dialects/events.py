@@ -43,6 +43,8 @@ class Usage:
 
 
 BUCKETS: tuple[str, ...] = tuple(item.name for item in fields(Usage) if item.name not in ("raw", "flags"))
+OUTPUT_BUCKETS: tuple[str, ...] = ("output_text", "reasoning", "audio_out")
+INPUT_BUCKETS: tuple[str, ...] = tuple(name for name in BUCKETS if name not in OUTPUT_BUCKETS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,11 @@ def seconds_of(value: Any, where: str) -> int:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(seconds=1)
 
 
+def word_of(value: Any) -> str:
+    """A name; "" for what is none."""
+    return value.strip() if isinstance(value, str) else ""
+
+
 def tokens_of(values: Mapping[str, Any], name: str, where: str) -> int:
     """A count; a member that is absent, null or empty counts none."""
     value = values.get(name)

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gateway.dialects.events import OUTPUT_BUCKETS
 from gateway.errors import BadRequest
-from gateway.operations.bills import DAY_S, Bill, BillLine, Row, Shape, seconds_of, tokens_of, usd_of
+from gateway.operations.bills import DAY_S, Bill, BillLine, Row, Shape, seconds_of, tokens_of, usd_of, word_of
 
 COUNTERS: Mapping[str, tuple[str, ...]] = {
     "input": ("input_uncached", "audio_in", "image_in"),
     "cache_read": ("cache_read",),
     "cache_write_5m": ("cache_write_5m",),
     "cache_write_1h": ("cache_write_1h",),
-    "output": ("output_text", "reasoning", "audio_out"),
+    "output": OUTPUT_BUCKETS,
 }
 _IN_CSV: Mapping[str, str] = {
     "input": "usage_input_tokens_no_cache",
@@ -36,7 +37,7 @@ def read_usage(shape: str, rows: Iterable[Row]) -> Bill:
         day = _day(row)
         days.add(day)
         if row.values is not None:
-            lines.append(BillLine(day, _word(row.values.get("model_version") or row.values.get("model")), _tokens(row.values, row.where)))
+            lines.append(BillLine(day, word_of(row.values.get("model_version") or row.values.get("model")), _tokens(row.values, row.where)))
     return Bill(shape, frozenset(days), tuple(lines), COUNTERS)
 
 
@@ -60,18 +61,14 @@ def read_costs(shape: str, rows: Iterable[Row]) -> Bill:
             raise BadRequest(f"{row.where}: the amount is in {str(row.values['currency'])[:10]}, not in USD")
         in_cents = "amount" in row.values
         cost, step = usd_of(row.values["amount" if in_cents else "cost_usd"], row.where, cents=in_cents)
-        kind = _word(row.values.get("cost_type"))
-        model = _word(row.values.get("model"))
+        kind = word_of(row.values.get("cost_type"))
+        model = word_of(row.values.get("model"))
         lines.append(BillLine(day, model or (kind if kind not in ("", "token", "tokens") else ""), cost=cost, step=step))
     return Bill(shape, frozenset(days), tuple(lines))
 
 
 def _day(row: Row) -> int:
     return row.day if row.day is not None else seconds_of((row.values or {}).get("usage_date_utc"), row.where) // DAY_S
-
-
-def _word(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
 
 
 SHAPES = (

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from gateway.dialects.events import OUTPUT_BUCKETS
 from gateway.errors import BadRequest
-from gateway.operations.bills import DAY_S, Bill, BillLine, Row, Shape, seconds_of, tokens_of, usd_of
+from gateway.operations.bills import DAY_S, Bill, BillLine, Row, Shape, seconds_of, tokens_of, usd_of, word_of
 
-INPUT, WRITES, OUTPUT = ("input_uncached", "audio_in", "image_in"), ("cache_write_5m", "cache_write_1h"), ("output_text", "reasoning", "audio_out")
+INPUT, WRITES, OUTPUT = ("input_uncached", "audio_in", "image_in"), ("cache_write_5m", "cache_write_1h"), OUTPUT_BUCKETS
 COUNTERS: Mapping[str, tuple[str, ...]] = {"input": INPUT, "cache_read": ("cache_read",), "cache_write": WRITES, "output": OUTPUT}
 WITHOUT_WRITES: Mapping[str, tuple[str, ...]] = {"input": (*INPUT, *WRITES), "cache_read": ("cache_read",), "output": OUTPUT}
 """Of an export that counts what is written to the cache as input."""
@@ -27,7 +27,7 @@ def read_usage(shape: str, rows: Iterable[Row]) -> Bill:
             continue
         writes = writes or row.values.get("input_cache_write_tokens") not in (None, "")
         calls = tokens_of(row.values, "num_model_requests", row.where)
-        lines.append(BillLine(day, _word(row.values.get("model")), _tokens(row), calls))
+        lines.append(BillLine(day, word_of(row.values.get("model")), _tokens(row), calls))
     return Bill(shape, frozenset(days), tuple(lines), COUNTERS if writes else WITHOUT_WRITES)
 
 
@@ -54,7 +54,7 @@ def read_costs(shape: str, rows: Iterable[Row]) -> Bill:
         if str(nested.get("currency") or "usd").lower() != "usd":
             raise BadRequest(f"{row.where}: the amount is in {str(nested['currency'])[:10]}, not in USD")
         cost, step = usd_of(nested["value"], row.where)
-        lines.append(BillLine(day, _word(row.values.get("line_item")).split(", ")[0], cost=cost, step=step))
+        lines.append(BillLine(day, word_of(row.values.get("line_item")).split(", ")[0], cost=cost, step=step))
     return Bill(shape, frozenset(days), tuple(lines))
 
 
@@ -63,10 +63,6 @@ def _day(row: Row) -> int:
         return row.day
     values = row.values or {}
     return seconds_of(values.get("start_time") or values.get("start_time_iso"), row.where) // DAY_S
-
-
-def _word(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
 
 
 SHAPES = (

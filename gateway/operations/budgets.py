@@ -72,17 +72,17 @@ def set_budget(database: Database, subject: Subject, period: str, limit_nano: in
 
 def list_budgets(database: Database, at: int) -> list[ListedBudget]:
     """Those in force, with what is spent and held in the open period."""
+    return database.read(lambda: _listed(at))
 
-    def work() -> list[ListedBudget]:
-        found = budgets.list_budgets()
-        windows = {each.budget_id: each for each in budgets.windows_of([each.id for each in found], at)}
-        names = account_names()
-        return [
-            ListedBudget(each, names.get((each.kind, each.subject), f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
-            for each in found
-        ]
 
-    return database.read(work)
+def _listed(at: int) -> list[ListedBudget]:
+    """For use inside a database work."""
+    found, names = budgets.list_budgets(), accounts.account_names()
+    windows = {each.budget_id: each for each in budgets.windows_of([each.id for each in found], at)}
+    return [
+        ListedBudget(each, names.get((each.kind, each.subject), f"#{each.subject}"), windows.get(each.id), window(each.period, each.timezone, at)[1])
+        for each in found
+    ]
 
 
 def add_credit(database: Database, subject: Subject, amount_nano: int, note: str, at: int, credit_id: str, seal: Seal) -> Entry:
@@ -105,7 +105,7 @@ def list_credits(database: Database) -> list[ListedCredit]:
     """The oldest first, with those that were taken back."""
 
     def work() -> list[ListedCredit]:
-        names, found = account_names(), ledger.credits()
+        names, found = accounts.account_names(), ledger.credits()
         taken_back = corrections.corrected([entry.id for entry in found if entry.id is not None])
         return [_listed_credit(entry, names, entry.id in taken_back) for entry in found]
 
@@ -137,18 +137,13 @@ def _listed_credit(entry: Entry, names: Mapping[tuple[str, int], str], taken_bac
 
 def end_budget(database: Database, budget_id: int, at: int) -> ListedBudget:
     """It refuses and counts nothing more; what was left of it. Raises NotFound."""
-    ended = next((each for each in list_budgets(database, at) if each.budget.id == budget_id), None)
-    database.write(lambda: budgets.end_budget(budget_id, at))
-    if ended is None:
-        raise NotFound(f"There is no budget {budget_id}.")
-    return ended
 
+    def work() -> ListedBudget:
+        listed = {each.budget.id: each for each in _listed(at)}
+        budgets.end_budget(budget_id, at)
+        return listed[budget_id]
 
-def account_names() -> dict[tuple[str, int], str]:
-    """What people call each account, by its kind and subject. For use inside a database work."""
-    names = {("global", 0): "everybody"} | {("user", user.id): user.name for user in accounts.list_users()}
-    names |= {("key", key.id): f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
-    return names | {("team", team.id): team.name for team in accounts.list_teams()}
+    return database.write(work)
 
 
 def subject_id(subject: Subject, at: int) -> int:

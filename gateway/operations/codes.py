@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.backend import Secret
-from gateway.errors import BadRequest, NotFound, StoreUnavailable
+from gateway.errors import BadRequest, NotFound
 from gateway.operations.keys import check_expiry
 from gateway.operations.names import check_label
 from gateway.secrets import KeyHasher, key_suffix, looks_like_key, mint_key
@@ -110,12 +110,7 @@ def redeem(database: Database, hasher: KeyHasher, secret: str, user_id: int, at:
         ledger.book_credit("user", user_id, code.amount, at, credit_id, note, hasher.hash)
         return Redeemed(credit_id, code.amount, sum(window.remaining for window in budgets.windows_of(totals, at)))
 
-    try:
-        return database.write(work)
-    except StoreUnavailable:
-        # It may have stood in the way of another worker's transaction, and be the one that PostgreSQL broke off. If it was committed
-        # all the same, whoever asks is told that they redeemed the code.
-        return database.write(work)
+    return database.write(work)
 
 
 def _redeemable(digest: str | None, user_id: int, at: int) -> tuple[RedeemCode, list[int]]:

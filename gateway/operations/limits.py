@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.core.limits import limit_of_account, limit_of_model
 from gateway.errors import BadRequest, NotFound
-from gateway.operations.budgets import Subject, account_names, subject_id
+from gateway.operations.budgets import Subject, subject_id
 from gateway.state.base import Limit, Standing
-from gateway.store import budgets, catalog
+from gateway.store import accounts, budgets, catalog
 from gateway.store.budgets import AccountLimits
 from gateway.store.database import Database
 
@@ -41,7 +42,7 @@ def set_limits(database: Database, subject: Subject, at: int, **wishes: int | No
         before = next((each for each in budgets.list_limits() if (each.kind, each.subject) == (subject.kind, id)), None)
         known = {name: getattr(before, name, None) for name in _WHAT} | wishes
         made = budgets.set_limits(subject.kind, id, known["rpm"], known["tpm"], known["concurrency"])
-        return _listed(made, account_names().get((subject.kind, id), f"#{id}"))
+        return _listed(made, accounts.account_names().get((subject.kind, id), f"#{id}"))
 
     return database.write(work)
 
@@ -62,10 +63,10 @@ def list_limits(database: Database, standings: Callable[[Sequence[Limit]], tuple
     """Of accounts and of models. `standings` says how much of them is left."""
 
     def work() -> list[ListedLimits]:
-        names = account_names()
+        names = accounts.account_names()
         found = [_listed(each, names.get((each.kind, each.subject), f"#{each.subject}")) for each in budgets.list_limits()]
-        limited = [each for each in catalog.list_models() if (each.rpm, each.tpm, each.concurrency) != (None, None, None)]
-        return found + [ListedLimits("model", each.id, each.name, Limit(f"model:{each.id}", each.rpm, each.tpm, each.concurrency)) for each in limited]
+        models = [(each, limit_of_model(each)) for each in catalog.list_models()]
+        return found + [ListedLimits("model", each.id, each.name, limit) for each, limit in models if limit is not None]
 
     listed = database.read(work)
     known = standings([each.limit for each in listed])
@@ -73,4 +74,4 @@ def list_limits(database: Database, standings: Callable[[Sequence[Limit]], tuple
 
 
 def _listed(limits: AccountLimits, whose: str) -> ListedLimits:
-    return ListedLimits(limits.kind, limits.subject, whose, Limit(f"{limits.kind}:{limits.subject}", limits.rpm, limits.tpm, limits.concurrency))
+    return ListedLimits(limits.kind, limits.subject, whose, limit_of_account(limits))

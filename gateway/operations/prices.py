@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
+from gateway.core.pricing import NANO_DIGITS, decimal
 from gateway.dialects.events import BUCKETS
 from gateway.errors import BadRequest, NotFound
 from gateway.operations.names import check_model_name
@@ -15,7 +16,6 @@ from gateway.store.database import Conflict, Database
 
 PICO_DIGITS = 6
 """One USD for a million tokens is 10^12 pico-USD for 10^6 tokens: a rate has at most 6 decimal places."""
-NANO_DIGITS = 9
 WHOLE_DIGITS = 6
 """A price of a million USD or more is a slip of the keyboard, and would let an amount outgrow 64 bits."""
 FOLLOWS: Mapping[str, str] = {
@@ -58,17 +58,7 @@ def _scaled(text: str, digits: int, what: str) -> int:
 
 def usd_per_million(pico: int) -> str:
     """The inverse of `pico_per_token`, with at least two decimal places."""
-    return _decimal(pico, PICO_DIGITS)
-
-
-def usd(nano: int) -> str:
-    """Nano-USD as USD, exactly, with at least two decimal places."""
-    return _decimal(nano, NANO_DIGITS)
-
-
-def _decimal(amount: int, digits: int) -> str:
-    whole, fraction = divmod(abs(amount), 10**digits)
-    return f"{'-' if amount < 0 else ''}{whole}.{str(fraction).zfill(digits).rstrip('0').ljust(2, '0')}"
+    return decimal(pico, PICO_DIGITS)
 
 
 def usd_decimal(nano: int) -> Decimal:

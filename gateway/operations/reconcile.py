@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from gateway import plugins
 from gateway.core.globs import matches
+from gateway.core.pricing import NANO_DIGITS
 from gateway.errors import BadRequest, PluginError
 from gateway.operations import bills, bills_anthropic, bills_openai
 from gateway.operations.bills import Bill, BillLine, Buckets, Shape
 from gateway.operations.discrepancies import CAUSES, HARMLESS, Compared, Evidence, Side, cause
-from gateway.operations.prices import NANO_DIGITS, usd_decimal
+from gateway.operations.prices import usd_decimal
 from gateway.store import catalog, served
 from gateway.store.database import Database
 from gateway.store.served import Served

@@ -13,7 +13,10 @@ from gateway.store import accounts, ledger
 from gateway.store.database import Database
 from gateway.store.ledger import Total
 
-DIMENSIONS = ("team", "user", "key", "model", "deployment", "ending", "day")
+ACCOUNTS = ("team", "user", "key")
+OPERATOR = "(operator)"
+"""Which no name can be."""
+DIMENSIONS = (*ACCOUNTS, "model", "deployment", "ending", "day")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +42,31 @@ def report(database: Database, since: int, until: int, by: Sequence[str]) -> lis
     if since >= until:
         raise BadRequest("the period ends before it begins")
     by = tuple(dict.fromkeys(by))
-    totals, known = database.read(lambda: (ledger.totals(since, until, by), _names()))
-    lines = [_line(total, known) for total in totals]
+    totals, names = database.read(lambda: (ledger.totals(since, until, by), accounts.account_names()))
+    lines = [_line(total, names) for total in totals]
     return sorted(lines, key=lambda line: tuple(line.names.values()))
 
 
-def _names() -> Mapping[str, Mapping[int, str]]:
-    """0 is nobody: credits of everybody's budget, and teams' credits, have no user and no key."""
-    teams = {team.id: team.name for team in accounts.list_teams()}
-    users = {user.id: user.name for user in accounts.list_users()}
-    keys = {key.id: f"{key.label or key.prefix} (#{key.id})" for key in accounts.list_keys()}
-    return {"team": teams, "user": {0: ""} | users, "key": {0: ""} | keys}
-
-
-def _line(total: Total, known: Mapping[str, Mapping[int, str]]) -> Line:
-    ids = {name: value for name, value in total.group.items() if name in known and isinstance(value, int)}
-    names = {name: _named(known[name], ids[name]) if name in ids else str(value or "") for name, value in total.group.items()}
+def _line(total: Total, known: Mapping[tuple[str, int], str]) -> Line:
+    ids = {name: value for name, value in total.group.items() if name in ACCOUNTS and isinstance(value, int)}
+    names = {name: _named(known, name, ids[name]) if name in ids else str(value or "") for name, value in total.group.items()}
     return Line(names, ids, total.calls, total.buckets, total.amount, total.cost)
+
+
+def _named(known: Mapping[tuple[str, int], str], kind: str, id: int) -> str:
+    """0 is nobody's id: what providers bill for attempts that failed."""
+    return known.get((kind, id), f"#{id}") if id else OPERATOR
 
 
 def columns(by: Sequence[str]) -> tuple[str, ...]:
     """Of a report as rows for other programs."""
-    ids = [f"{name}_id" for name in by if name in ("team", "user", "key")]
+    ids = [f"{name}_id" for name in by if name in ACCOUNTS]
     return (*by, *ids, "calls", *BUCKETS, "amount_usd", "amount_nano_usd", "cost_usd", "cost_nano_usd")
 
 
 def rows(by: Sequence[str], lines: Iterable[Line]) -> Iterator[Mapping[str, Any]]:
     """By `columns`. USD are Decimals, exact."""
     for line in lines:
-        ids = {f"{name}_id": line.ids.get(name) for name in by if name in ("team", "user", "key")}
+        ids = {f"{name}_id": line.ids.get(name) for name in by if name in ACCOUNTS}
         amounts = {"amount_usd": usd_decimal(line.amount), "amount_nano_usd": line.amount, "cost_usd": usd_decimal(line.cost), "cost_nano_usd": line.cost}
         yield {**line.names, **ids, "calls": line.calls, **line.buckets, **amounts}
-
-
-def _named(names: Mapping[int, str], id: int) -> str:
-    """0 stands for nobody: a failed attempt is the operator's, a team's credit no user's."""
-    return names.get(id, f"#{id}" if id else "nobody")

@@ -13,6 +13,7 @@ from gateway.store.generation import raise_generation
 from gateway.store.models import ApiKeyRow, MarkRow, TeamRow, UserRow
 
 _ONLY_MARK = "pepper"
+EVERYBODY = "everybody"
 CHUNK = 200
 """Rows of one statement: a database bounds its parameters."""
 
@@ -247,6 +248,28 @@ def expire_key(key_id: int, at: int, *, successor_id: int | None = None) -> ApiK
         raise NotFound(f"There is no key {key_id}.")
     raise_generation()
     return _existing(key_id)
+
+
+def account_names() -> dict[tuple[str, int], str]:
+    """What people call each account, by its kind ("key", "user", "team", "global") and the id of that row."""
+    names = {("global", 0): EVERYBODY} | {("user", user.id): user.name for user in list_users()}
+    return names | {("key", key.id): _key_name(key) for key in list_keys()} | {("team", team.id): team.name for team in list_teams()}
+
+
+def account_name(kind: str, subject: int) -> str:
+    """Of one of them."""
+    if kind == "global":
+        return EVERYBODY
+    if kind == "key":
+        key = find_key_by_id(subject)
+        return f"#{subject}" if key is None else _key_name(key)
+    table = TeamRow if kind == "team" else UserRow
+    row = table.get_or_none(table.id == subject)
+    return f"#{subject}" if row is None else str(row.name)
+
+
+def _key_name(key: ApiKey) -> str:
+    return f"{key.label or key.prefix} (#{key.id})"
 
 
 def _user(row: UserRow) -> User:

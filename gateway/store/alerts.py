@@ -14,7 +14,7 @@ from peewee import fn
 from gateway.errors import NotFound
 from gateway.store.budgets import Budget, Window
 from gateway.store.holds import now_sql
-from gateway.store.models import ApiKeyRow, TeamRow, UserRow, database
+from gateway.store.models import database
 from gateway.store.models_alerts import AlertRow, DeliveryRow, WebhookRow
 from gateway.store.models_money import AccountRow, BudgetRow, BudgetWindowRow, EntryRow
 
@@ -237,18 +237,6 @@ def delivery_log(limit: int) -> list[Logged]:
     query = DeliveryRow.select(DeliveryRow, AlertRow, WebhookRow).join(AlertRow).switch(DeliveryRow).join(WebhookRow)
     rows = query.order_by(DeliveryRow.id.desc()).limit(limit)
     return [Logged(_alert(row.alert), row.webhook.name, row.event, row.state, row.attempts, row.status, row.problem, row.at, row.delivered_at) for row in rows]
-
-
-def subject_name(kind: str, subject: int) -> str:
-    """What people call the account of a budget."""
-    if kind == "global":
-        return "everybody"
-    if kind == "key":
-        key = ApiKeyRow.get_or_none(ApiKeyRow.id == subject)
-        return f"#{subject}" if key is None else f"{key.label or key.prefix} (#{key.id})"
-    table: Any = TeamRow if kind == "team" else UserRow
-    row = table.get_or_none(table.id == subject)
-    return f"#{subject}" if row is None else str(row.name)
 
 
 def lost_calls(after_id: int, since: int) -> tuple[int, list[str]]:

@@ -34,7 +34,7 @@ def key_usage(key_ids: Sequence[int]) -> dict[int, KeyUsage]:
     sums = [fn.SUM(column) for column in (calls, EntryRow.amount, EntryRow.cost, *(getattr(EntryRow, name) for name in BUCKETS))]
     found: dict[int, KeyUsage] = {}
     for some in chunked(key_ids, CHUNK):
-        booked = EntryRow.api_key.in_(some) & (EntryRow.kind != "credit")
+        booked = EntryRow.api_key.in_(some) & (EntryRow.model_asked != "")
         rows: Any = EntryRow.select(EntryRow.api_key, fn.MAX(EntryRow.at), *sums).where(booked).group_by(EntryRow.api_key).tuples()
         for key_id, last_at, *numbers in rows:
             count, amount, cost, *tokens = (int(number or 0) for number in numbers)  # PostgreSQL sums into decimals

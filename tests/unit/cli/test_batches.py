@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 
-from gateway.cli import batches
 from gateway.secrets import looks_like_key
 from tests.unit.cli.conftest import Typed
 
@@ -22,7 +22,7 @@ def test_a_sheet_shows_every_secret_once(installed: Typed) -> None:
 
 
 def test_csv_and_json_have_the_same(installed: Typed) -> None:
-    made = installed("key", "bulk", "--batch", "nov", "--count", "2", "--models", "a,b", "--csv")
+    made = installed("key", "bulk", "--batch", "nov", "--count", "2", "--models", "a,b", "--format", "csv")
     first, second = csv.DictReader(made.out.splitlines())
     assert looks_like_key(first["key"])
     assert (first["label"], second["label"], first["models"], first["budget_usd"], first["user"]) == ("nov-01", "nov-02", "a b", "", "nov")
@@ -38,7 +38,7 @@ def test_a_batch_is_revoked_and_reported(installed: Typed) -> None:
     assert re.search(r"nov-02 +gw_user_\S+ +0 +0 +0 +0\.00 +1\.00 +never +revoked", report.out)
     assert re.search(r"total +0 of 2 used +0", report.out)
     assert [line["left_nano_usd"] for line in installed("key", "report", "--batch", "nov", "--json").json()["keys"]] == [10**9] * 2
-    assert installed("key", "report", "--batch", "nov", "--csv").out.startswith("label,key,calls,")
+    assert installed("key", "report", "--batch", "nov", "--format", "csv").out.startswith("label,key,key_id,calls,")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,24 @@ def test_what_cannot_be_done_is_told_in_a_line(installed: Typed, words: tuple[st
 
 
 def test_no_cell_of_a_batch_s_csv_is_a_formula(installed: Typed) -> None:
-    made = installed("key", "bulk", "--batch=-course", "--count", "1", "--models", "=HYPERLINK(1)", "--csv").out
+    made = installed("key", "bulk", "--batch=-course", "--count", "1", "--models", "=HYPERLINK(1)", "--format", "csv").out
     assert ("\n'-course-01," in made, ",'=HYPERLINK(1)," in made) == (True, True)
-    assert "\n'-course-01," in installed("key", "report", "--batch=-course", "--csv").out
-    assert batches._csv_lines([("-0.50", "-5", "-x")]) == ["-0.50,-5,'-x"]
+    assert "\n'-course-01," in installed("key", "report", "--batch=-course", "--format", "csv").out
+
+
+def test_a_sheet_that_cannot_be_written_leaves_no_keys(installed: Typed, tmp_path: Path) -> None:
+    made = installed("key", "bulk", "--batch", "nov", "--count", "2", "--format", "csv", "-o", str(tmp_path / "nowhere" / "sheet.csv"))
+    assert (made.code, "sheet.csv" in made.err) == (1, True)
+    assert "No such keys." in installed("key", "list", "--batch", "nov").out
+    assert installed("key", "bulk", "--batch", "nov", "--count", "2", "--format", "csv", "-o", str(tmp_path / "sheet.csv")).code == 0
+    assert (tmp_path / "sheet.csv").stat().st_mode & 0o777 == 0o600
+    assert len((tmp_path / "sheet.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("flag", ["--models", "--deny", "--scopes", "--from"])
+def test_an_unset_variable_makes_no_key_without_its_restriction(installed: Typed, flag: str) -> None:
+    for words in (("bulk", "--batch", "nov", "--count", "1"), ("create", "--user", "first")):
+        refused = installed("key", *words, flag, "")
+        assert (refused.code, f"{flag} names nothing" in refused.err) == (2, True)
+    assert installed("key", "bulk", "--batch", "nov", "--count", "1").code == 0
+    assert installed("key", "set", "nov-01", flag, "").code == 0

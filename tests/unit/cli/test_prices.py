@@ -84,3 +84,13 @@ def test_a_price_that_was_never_used_can_be_deleted(installed: Typed) -> None:
     assert installed("price", "delete", "m", "--valid-from", "2030-01-01 00:00 UTC").out == "deleted the price of m from 2030-01-01 00:00 UTC\n"
     assert installed("price", "delete", "m").code == 0
     assert (installed("price", "delete", "m").code, installed("price", "delete", "echo", "--valid-from", "always").code) == (3, 0)
+
+
+def test_rates_of_service_tiers_are_set_and_a_list_of_some_is_short(installed: Typed) -> None:
+    words = ("--input", "1", "--output", "2", "--flex-input", "0.5", "--flex-output", "1", "--priority-input", "2", "--priority-output", "4")
+    made = installed("price", "set", "gpt-9", *words, "--json").json()
+    assert set(made["variants"]) == {"flex", "priority"}
+    assert made["variants"]["flex"]["usd_per_million_tokens"]["input_uncached"] == "0.50"
+    assert "name both --flex-input and --flex-output" in installed("price", "set", "gpt-9", "--input", "1", "--output", "2", "--flex-input", "1").err
+    installed("price", "set", "other", "--input", "1", "--output", "2")
+    assert [item["model"] for item in installed("price", "list", "gpt-*", "--json").json()] == ["gpt-9"]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.pricing import usd
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.errors import BadRequest, NotFound
 from gateway.operations import prices
@@ -44,7 +45,7 @@ def test_every_rate_survives_its_own_text(pico: int) -> None:
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_amounts_are_shown_exactly(nano: int) -> None:
-    assert Fraction(prices.usd(nano)) == Fraction(nano, 10**9)
+    assert Fraction(usd(nano)) == Fraction(nano, 10**9)
 
 
 def test_every_bucket_has_a_rate_of_its_own_or_follows_one() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -9,7 +10,7 @@ from gateway.dialects.events import Usage
 from gateway.errors import BadRequest
 from gateway.operations import keys, reports, users
 from gateway.secrets import Secrets
-from gateway.store import accounts, ledger
+from gateway.store import accounts, budgets, ledger
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from tests import factories
@@ -106,3 +107,14 @@ def test_rows_for_other_programs_have_every_bucket_and_exact_amounts(booked: Dat
     assert tuple(row) == reports.columns(by)
     assert (row["user"], row["user_id"], row["day"], row["calls"], row["input_uncached"], row["audio_in"]) == ("bob", 2, "2027-01-15", 1, 10, 0)
     assert (row["amount_usd"], row["amount_nano_usd"]) == (Decimal("0.000000007"), 7)
+
+
+def test_what_is_on_nobodys_account_is_the_operators_and_credits_are_no_calls(booked: Database) -> None:
+    book(booked, 9, 0, 0, "m", 3)
+    booked.write(lambda: budgets.set_budget("user", 1, "total", "UTC", 0, AT))
+    credit = booked.write(lambda: ledger.book_credit("user", 1, 1_000, AT, "c1", "", factories.seal))
+    known = next(entry for entry in booked.read(ledger.credits) if entry.exchange == credit.exchange)
+    booked.write(lambda: ledger.book_corrections([replace(known, id=None, kind="void", corrects=known.id, amount=400, at=AT)], factories.seal))
+    by_user = {line.names["user"]: line.amount for line in reports.report(booked, AT, AT + 1, ("user",))}
+    assert by_user == {"ann": 150, "bob": 7, "#99": 1, "(operator)": 3}
+    assert {line.names["key"] for line in reports.report(booked, AT, AT + 1, ("key",))} >= {"(operator)", "#99"}

@@ -109,3 +109,17 @@ def test_a_batch_is_made_found_and_revoked_together(database: Database) -> None:
     assert database.write(lambda: accounts.revoke_batch("w", 4000)) == len(made) - 1
     assert [item.revoked_at for item in database.read(lambda: accounts.list_keys(batch="w"))] == [3000, *[4000] * (len(made) - 1)]
     assert database.read(lambda: accounts.find_key_by_id(single.id)) == single
+
+
+def test_an_account_is_called_as_people_call_it(database: Database) -> None:
+    def make() -> None:
+        accounts.create_team("ops", 0)
+        user = accounts.create_user("ann", 0)
+        accounts.create_key(user.id, "h1", 0, prefix="gw_user_abcd", suffix="wxyz", label="laptop")
+
+    database.write(make)
+    names = database.read(lambda: [accounts.account_name(kind, 1) for kind in ("user", "team", "key", "global")])
+    assert names == ["ann", "ops", "laptop (#1)", "everybody"]
+    assert database.read(lambda: [accounts.account_name(kind, 7) for kind in ("user", "team", "key")]) == ["#7"] * 3
+    known = database.read(accounts.account_names)
+    assert known == {("user", 1): "ann", ("team", 1): "ops", ("key", 1): "laptop (#1)", ("global", 0): "everybody"}

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.dialects.events import Usage
 from gateway.errors import NotFound
-from gateway.store import accounts, alerts, budgets, holds
+from gateway.store import alerts, budgets, holds
 from gateway.store.alerts import Alert
 from gateway.store.database import Database
 from gateway.store.holds import Period
@@ -150,15 +150,3 @@ def test_alerts_that_are_over_are_forgotten_with_their_deliveries_and_open_ones_
     database.write(lambda: alerts.resolve(2, 20, "{}"))
     assert [database.write(lambda: alerts.forget(20, 1)) for _ in range(2)] == [1, 0]
     assert [(each.alert.threshold, each.event) for each in database.read(lambda: alerts.delivery_log(9))] == [(80, "resolved"), (100, "firing"), (80, "firing")]
-
-
-def test_an_account_is_called_as_people_call_it(database: Database) -> None:
-    def make() -> None:
-        accounts.create_team("ops", 0)
-        user = accounts.create_user("ann", 0)
-        accounts.create_key(user.id, "h1", 0, prefix="gw_user_abcd", suffix="wxyz", label="laptop")
-
-    database.write(make)
-    names = database.read(lambda: [alerts.subject_name(kind, 1) for kind in ("user", "team", "key", "global")])
-    assert names == ["ann", "ops", "laptop (#1)", "everybody"]
-    assert database.read(lambda: [alerts.subject_name(kind, 7) for kind in ("user", "team", "key")]) == ["#7"] * 3

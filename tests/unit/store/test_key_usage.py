@@ -23,7 +23,9 @@ def test_usage_of_keys_is_the_sum_of_their_entries_without_credits(database: Dat
     assert first is not None
     book(database, replace(ENTRY, kind="rerate", corrects=first.id, amount=-400, cost=0, usage=Usage(), at=300))
     database.write(lambda: budgets.set_budget("key", 7, "total", "UTC", 0, 1))
-    database.write(lambda: ledger.book_credit("key", 7, 10**9, 400, "c1", "", seal))
+    credit = database.write(lambda: ledger.book_credit("key", 7, 10**9, 400, "c1", "", seal))
+    booked = next(entry for entry in database.read(ledger.credits) if entry.exchange == credit.exchange)
+    database.write(lambda: ledger.book_corrections([replace(booked, id=None, kind="void", corrects=booked.id, amount=10**9, at=500)], seal))
 
     found = database.read(lambda: key_usage.key_usage([7, 8, 10]))
     assert set(found) == {7, 8}
