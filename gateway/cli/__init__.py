@@ -7,7 +7,7 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, alerts, batches, budgets, catalog, codes, credentials, ledger, limits, prices, reconcile, reports, server, teams
+from gateway.cli import accounts, alerts, batches, budgets, catalog, codes, credentials, ledger, limits, pools, prices, reconcile, reports, server, teams
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -35,6 +35,7 @@ for command in (
     catalog.model,
     catalog.deployment,
     credentials.credential,
+    pools.pool,
     prices.price,
     budgets.budget,
     budgets.credit,

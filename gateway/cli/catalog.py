@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from gateway.backend import Secret
-from gateway.cli.credentials import read_secret
+from gateway.cli.credentials import read_proxy
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, remark, table
-from gateway.cli.values import ASSIGNMENT, DURATION
+from gateway.cli.values import ASSIGNMENT, DURATION, NUMBER
 from gateway.operations import catalog
 from gateway.operations.catalog import PlacedDeployment, Wishes
 from gateway.store.catalog import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SECONDS = click.FloatRange(min=0)
-NUMBER = click.IntRange(min=0)
 
 
 @click.group()
@@ -118,6 +115,7 @@ _WISHES = (
     click.option("--base-url", metavar="URL", help="Where the upstream is. '': the backend's own default."),
     click.option("--upstream-model", metavar="NAME", help="What the upstream calls the model. '': the name that is asked for."),
     click.option("--credential", metavar="LABEL", help="What is presented upstream. '': none."),
+    click.option("--pool", metavar="POOL", help="In its place: any credential of this pool. '': none."),
     click.option("--proxy", metavar="URL", help="On the way: http://, socks5:// or socks5h://. -: asked for, or read from standard input. '': none."),
     click.option("--priority", type=int, metavar="N", help="The lower is tried first. Default: 0."),
     click.option("--weight", type=int, metavar="N", help="The share among deployments of one priority. Default: 1."),
@@ -139,16 +137,7 @@ def _wishes_options(command: Command) -> Command:
 
 
 def _wishes(options: Sequence[tuple[str, str]], proxy: str | None, named: dict[str, Any]) -> Wishes:
-    return Wishes(options=dict(options), proxy=None if proxy is None else _proxy(proxy), **named)
-
-
-def _proxy(given: str) -> Secret:
-    """Raises UsageError for a password in the argument, and does not repeat it."""
-    if given == "-":
-        return read_secret(None if sys.stdin.isatty() else "-", prompt="The proxy's URL")
-    if ":" in (given.partition("://")[2] or given).rpartition("@")[0]:
-        raise click.UsageError("a password is never an argument, where others can see it: give --proxy - and the URL on standard input")
-    return Secret(given)
+    return Wishes(options=dict(options), proxy=None if proxy is None else read_proxy(proxy), **named)
 
 
 @deployment.command("create")
@@ -211,7 +200,7 @@ def _row(placed: PlacedDeployment) -> tuple[object, ...]:
         row.backend,
         row.base_url or "default",
         row.upstream_model or "as asked",
-        placed.credential or "none",
+        f"pool {placed.pool}" if placed.pool else placed.credential or "none",
         row.proxy or "none",
         row.priority,
         row.weight,
@@ -229,6 +218,7 @@ def _document(placed: PlacedDeployment) -> dict[str, Any]:
         "base_url": row.base_url,
         "upstream_model": row.upstream_model,
         "credential": placed.credential,
+        "pool": placed.pool,
         "proxy": row.proxy,
         "priority": row.priority,
         "weight": row.weight,

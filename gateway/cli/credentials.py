@@ -11,9 +11,10 @@ import click
 
 from gateway.backend import Secret
 from gateway.cli.opened import now_ms, opened
-from gateway.cli.printing import emit, json_option, table
+from gateway.cli.printing import emit, json_option, moment, table
+from gateway.cli.values import MOMENT, NUMBER
 from gateway.operations import credentials
-from gateway.operations.credentials import UsedCredential
+from gateway.operations.credentials import CredentialWishes, UsedCredential
 from gateway.store.pools import Credential
 
 SECRET_BYTES = 65_536
@@ -31,17 +32,70 @@ def _secret_source(command: Command) -> Command:
     return click.argument("source", metavar="[-]", required=False)(command)
 
 
+_WISHES = (
+    click.option("--pool", metavar="POOL", help="Where it stands; created where it does not exist. Default: a pool of its own name."),
+    click.option("--weight", type=NUMBER, metavar="N", help="Its share of its pool's calls. Default: 1."),
+    click.option("--rpm", type=NUMBER, metavar="N", help="Requests a minute. 0: unlimited."),
+    click.option("--tpm", type=NUMBER, metavar="N", help="Tokens a minute. 0: unlimited."),
+    click.option("--concurrency", type=NUMBER, metavar="N", help="Calls at once. 0: unlimited."),
+    click.option("--per-day", type=NUMBER, metavar="N", help="Calls of a day, from midnight UTC. 0: unlimited."),
+    click.option("--proxy", metavar="URL", help="On the way, in place of the deployment's. -: asked for, or read from standard input. '': none."),
+    click.option("--expires", "expires_at", type=MOMENT, metavar="DATE", help="When the secret stops working. Default: what a JWT says of itself."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="A word to find it by; may be repeated. '': none."),
+    click.option("--notes", metavar="TEXT", help="Whatever the operator wants to remember."),
+)
+
+
+def _wishes_options(command: Command) -> Command:
+    """The options that `create` and `set` share."""
+    for option in reversed(_WISHES):
+        command = option(command)
+    return command
+
+
+def _wishes(proxy: str | None, tags: tuple[str, ...], named: dict[str, Any]) -> CredentialWishes:
+    return CredentialWishes(proxy=None if proxy is None else read_proxy(proxy), tags=tuple(tag for tag in tags if tag) if tags else None, **named)
+
+
 @credential.command("create")
 @click.argument("label")
 @_secret_source
+@_wishes_options
 @json_option
-def create_credential(label: str, source: str | None, from_env: str | None, as_json: bool) -> None:
+def create_credential(label: str, source: str | None, from_env: str | None, proxy: str | None, tags: tuple[str, ...], as_json: bool, **named: Any) -> None:
     """Create a credential. Its secret is asked for; or read from standard input with -, or from a variable."""
-    secret = read_secret(source, from_env)
+    if source and proxy == "-":
+        raise click.UsageError("standard input gives one secret: set the proxy afterwards, with `gateway credential set`")
+    secret, wishes = read_secret(source, from_env), _wishes(proxy, tags, named)
     with opened() as here:
-        created = credentials.create_credential(here.database, here.secrets().vault, label, secret, now_ms())
-    line = f"credential {label} created ({shown(created)}); next: gateway deployment create NAME --model MODEL --backend BACKEND --credential {label}"
+        created = credentials.create_credential(here.database, here.secrets(), label, secret, now_ms(), wishes)
+    uses = f"--credential {label}" if created.pool_name == label else f"--pool {created.pool_name}"
+    line = f"credential {label} created ({shown(created)}); next: gateway deployment create NAME --model MODEL --backend BACKEND {uses}"
     emit(as_json, _document(created), lambda: [line])
+
+
+@credential.command("set")
+@click.argument("label")
+@_wishes_options
+@json_option
+def set_credential(label: str, proxy: str | None, tags: tuple[str, ...], as_json: bool, **named: Any) -> None:
+    """Change what is named of a credential, and nothing else."""
+    wishes = _wishes(proxy, tags, named)
+    with opened() as here:
+        changed = credentials.set_credential(here.database, here.secrets().vault, label, wishes)
+    emit(as_json, _document(changed), lambda: [f"credential {label} changed: pool {changed.pool_name}, {limits_of(changed)}"])
+
+
+@credential.command("drain")
+@click.argument("label")
+@click.option("--end", is_flag=True, help="Let it take calls again.")
+@json_option
+def drain_credential(label: str, end: bool, as_json: bool) -> None:
+    """Give a credential no new calls; conversations that are bound to it go on, and calls under way finish."""
+    with opened() as here:
+        changed = credentials.drain_credential(here.database, label, None if end else now_ms())
+    line = f"credential {label} takes calls again" if end else f"credential {label} takes no new calls; undo: gateway credential drain {label} --end"
+    emit(as_json, _document(changed), lambda: [line])
 
 
 @credential.command("replace")
@@ -52,7 +106,7 @@ def replace_secret(label: str, source: str | None, from_env: str | None, as_json
     """Give a credential another secret; the deployments that use it follow within a second."""
     secret = read_secret(source, from_env)
     with opened() as here:
-        changed = credentials.replace_secret(here.database, here.secrets().vault, label, secret)
+        changed = credentials.replace_secret(here.database, here.secrets(), label, secret)
     emit(as_json, _document(changed), lambda: [f"credential {label} has a new secret ({shown(changed)}), version {changed.version}"])
 
 
@@ -65,7 +119,8 @@ def list_credentials(as_json: bool) -> None:
     empty = ["No credentials yet. Create one: gateway credential create LABEL"]
     rows = [_row(item) for item in found]
     document = [{**_document(item.credential), "deployments": list(item.deployments)} for item in found]
-    emit(as_json, document, lambda: table(("LABEL", "SECRET", "VERSION", "DEPLOYMENTS", "STATE"), rows, right=("VERSION",)) if rows else empty)
+    headings = ("LABEL", "POOL", "SECRET", "VERSION", "WEIGHT", "LIMITS", "EXPIRES", "DEPLOYMENTS", "STATE")
+    emit(as_json, document, lambda: table(headings, rows, right=("VERSION", "WEIGHT")) if rows else empty)
 
 
 @credential.command("disable")
@@ -103,17 +158,45 @@ def shown(item: Credential) -> str:
     return f"…{item.hint}" if item.hint else "hidden"
 
 
+def limits_of(item: Credential) -> str:
+    """Its limits in few words."""
+    numbers = ((item.rpm, "requests/min"), (item.tpm, "tokens/min"), (item.concurrency, "at once"), (item.per_day, "a day"))
+    return ", ".join(f"{number} {what}" for number, what in numbers if number is not None) or "unlimited"
+
+
+def state_of(item: Credential, now: int) -> str:
+    """What the operator made of it; its conditions are another matter."""
+    if item.disabled_at is not None:
+        return "disabled"
+    if item.expires_at is not None and item.expires_at <= now:
+        return "expired"
+    return "draining" if item.draining_at is not None else "active"
+
+
 def _row(item: UsedCredential) -> tuple[object, ...]:
-    row = item.credential
-    return row.label, shown(row), row.version, ", ".join(item.deployments) or "none", "disabled" if row.disabled_at else "active"
+    row, now = item.credential, now_ms()
+    expires = "never" if row.expires_at is None else moment(row.expires_at)
+    uses = ", ".join(item.deployments) or "none"
+    return row.label, row.pool_name, shown(row), row.version, row.weight, limits_of(row), expires, uses, state_of(row, now)
 
 
 def _document(item: Credential) -> dict[str, Any]:
     return {
         "id": item.id,
         "label": item.label,
+        "pool": item.pool_name,
         "hint": item.hint,
         "version": item.version,
+        "weight": item.weight,
+        "rpm": item.rpm,
+        "tpm": item.tpm,
+        "concurrency": item.concurrency,
+        "per_day": item.per_day,
+        "proxy": item.proxy,
+        "expires_at": item.expires_at,
+        "draining_at": item.draining_at,
+        "tags": list(item.tags),
+        "notes": item.notes,
         "created_at": item.created_at,
         "disabled_at": item.disabled_at,
     }
@@ -135,3 +218,12 @@ def read_secret(source: str | None, from_env: str | None = None, prompt: str = "
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask for the secret: use --from-env NAME, or - for standard input")
     return Secret(click.prompt(prompt, hide_input=True, err=True))
+
+
+def read_proxy(given: str) -> Secret:
+    """Raises UsageError for a password in the argument, and does not repeat it."""
+    if given == "-":
+        return read_secret(None if sys.stdin.isatty() else "-", prompt="The proxy's URL")
+    if ":" in (given.partition("://")[2] or given).rpartition("@")[0]:
+        raise click.UsageError("a password is never an argument, where others can see it: give --proxy - and the URL on standard input")
+    return Secret(given)

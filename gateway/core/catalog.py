@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -16,10 +16,11 @@ from gateway.concurrency import every
 from gateway.core.globs import is_glob, matches
 from gateway.errors import BadRequest, GatewayError, PluginError
 from gateway.secrets import SecretsError, Vault
+from gateway.state.base import Limit
 from gateway.store import catalog as store_catalog
 from gateway.store.catalog import CatalogRows, Price, proxy_place
 from gateway.store.database import Database, SchemaMismatch
-from gateway.store.pools import Credential, credential_place
+from gateway.store.pools import Credential, Pool, credential_place, credential_proxy_place, extras_place
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -29,10 +30,11 @@ REMINDER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A deployment, ready to be called. `problem` says why it cannot be, or is empty; `owner` is "database" or "environment".
+    """A deployment with one credential, ready to be called: with a pool of five it is there five times, under one name.
 
-    `subject` and `credential_subject` are the names under which cooldowns know it and its credential (one of its own where it has none);
-    the second changes when the secret does.
+    `problem` says why it cannot be called, or is empty; `owner` is "database" or "environment". `subject` and `credential_subject` are the names
+    under which conditions know it and its credential (one of its own where it has none); the second changes when the secret does.
+    `share`: of the deployment's calls, what this credential is to have. `limit`: of the credential. `expires_at`: of its secret, Unix milliseconds.
     """
 
     name: str
@@ -52,10 +54,21 @@ class Deployment:
     credential_subject: str
     problem: str = ""
     proxy: Proxy | None = None
+    extras: Mapping[str, Secret] = field(default_factory=dict, repr=False)
+    pool: Pool | None = None
+    share: float = 1.0
+    limit: Limit | None = None
+    expires_at: int | None = None
+    draining: bool = False
+
+    @property
+    def place(self) -> str:
+        """Deployment and credential, where one of several is meant."""
+        return f"{self.name}/{self.credential}" if self.pool is not None and self.credential else self.name
 
     def target(self, model: str) -> Target:
         """Where an attempt goes. `model` is the upstream's name."""
-        return Target(self.base_url, model, self.secret, self.deadlines, self.proxy)
+        return Target(self.base_url, model, self.secret, self.deadlines, self.proxy, self.extras)
 
     def upstream_name(self, asked: str) -> str:
         return self.upstream_model or asked
@@ -234,31 +247,46 @@ class Catalog:
             log.info("the catalog is refreshed again")
 
     def _built(self, rows: CatalogRows) -> Snapshot:
-        credentials = {credential.id: credential for credential in rows.credentials}
         names = {model.id: model.name for model in rows.models}
         by_model: dict[str, list[Deployment]] = {name: [] for name in names.values()}
         for row in rows.deployments:
             if row.enabled:
-                by_model[names[row.model_id]].append(self._deployment(row, names[row.model_id], credentials.get(row.credential_id or 0)))
+                by_model[names[row.model_id]] += self._deployments(row, names[row.model_id], rows)
         if self._environment is not None:
             by_model.setdefault("*", []).append(self._from_environment(self._environment))
         made = [deployment for deployments in by_model.values() for deployment in deployments]
-        self._learn_secrets(*(deployment.secret.reveal() for deployment in made), *(each.proxy.password for each in made if each.proxy is not None))
+        self._learn_secrets(
+            *(deployment.secret.reveal() for deployment in made),
+            *(extra.reveal() for deployment in made for extra in deployment.extras.values()),
+            *(each.proxy.password for each in made if each.proxy is not None),
+        )
         prices = _by_model(rows.prices)
         return Snapshot(rows.generation, by_model, _globs(by_model), prices, _globs(prices), {model.name: model for model in rows.models})
 
-    def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None) -> Deployment:
-        backend, secret, proxy, problem = None, Secret(""), None, ""
+    def _deployments(self, row: store_catalog.Deployment, model: str, rows: CatalogRows) -> list[Deployment]:
+        """One for each credential that it may present."""
+        pool = next((pool for pool in rows.pools if pool.id == row.pool_id), None)
+        if pool is None:
+            own = next((item for item in rows.credentials if item.id == row.credential_id), None)
+            return [self._deployment(row, model, own, None, 1.0)]
+        members = [item for item in rows.credentials if item.pool_id == pool.id and item.disabled_at is None]
+        if not members:
+            return [replace(self._deployment(row, model, None, None, 1.0), problem=f"its pool {pool.name} has no credential that may be used")]
+        total = sum(item.weight for item in members)
+        return [self._deployment(row, model, item, pool, item.weight / total if total else 1 / len(members)) for item in members]
+
+    def _deployment(self, row: store_catalog.Deployment, model: str, credential: Credential | None, pool: Pool | None, share: float) -> Deployment:
+        backend, secret, proxy, extras, problem = None, Secret(""), None, dict[str, Secret](), ""
         try:
             backend = self._backends.get(row.backend, row.options)
             if credential is not None and credential.disabled_at is not None:
                 problem = "its credential is disabled"
             elif credential is not None:
                 secret = Secret(self._vault.open(credential.sealed, credential_place(credential.id)))
+                extras = self._extras(credential)
             elif backend.needs_secret:
                 problem = "it needs a credential and has none"
-            if row.proxy_sealed is not None:
-                proxy = Proxy.parse(self._vault.open(row.proxy_sealed, proxy_place(row.id)))
+            proxy = self._proxy(row, credential)
         except (PluginError, SecretsError, BadRequest) as error:
             problem = str(error)
         if problem:
@@ -278,10 +306,27 @@ class Catalog:
             include_usage=row.include_usage,
             owner="database",
             subject=f"deployment:{row.id}",
-            credential_subject=f"credential:{credential.id}.{credential.version}" if credential else f"keyless:{row.id}",
+            credential_subject=credential.subject if credential else f"keyless:{row.id}",
             problem=problem,
             proxy=proxy,
+            extras=extras,
+            pool=pool,
+            share=share,
+            limit=_limit(credential),
+            expires_at=credential.expires_at if credential else None,
+            draining=credential is not None and credential.draining_at is not None,
         )
+
+    def _extras(self, credential: Credential) -> dict[str, Secret]:
+        if credential.extras is None:
+            return {}
+        return {name: Secret(value) for name, value in json.loads(self._vault.open(credential.extras, extras_place(credential.id))).items()}
+
+    def _proxy(self, row: store_catalog.Deployment, credential: Credential | None) -> Proxy | None:
+        """The credential's own, else the deployment's."""
+        if credential is not None and credential.proxy_sealed is not None:
+            return Proxy.parse(self._vault.open(credential.proxy_sealed, credential_proxy_place(credential.id)))
+        return Proxy.parse(self._vault.open(row.proxy_sealed, proxy_place(row.id))) if row.proxy_sealed is not None else None
 
     def _from_environment(self, source: EnvironmentDeployment) -> Deployment:
         return Deployment(
@@ -301,6 +346,13 @@ class Catalog:
             subject="deployment:environment",
             credential_subject="credential:environment",
         )
+
+
+def _limit(credential: Credential | None) -> Limit | None:
+    """What a credential may carry; None: anything."""
+    if credential is None or (credential.rpm, credential.tpm, credential.concurrency, credential.per_day) == (None,) * 4:
+        return None
+    return Limit(f"credential:{credential.id}", credential.rpm, credential.tpm, credential.concurrency, credential.per_day)
 
 
 def _deadlines(row: store_catalog.Deployment, defaults: Deadlines) -> Deadlines:

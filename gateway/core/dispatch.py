@@ -107,7 +107,7 @@ class Dispatcher:
             if rest is None:
                 fit.append(candidate)
             else:
-                exchange.excluded[candidate.deployment.name] = rest.reason
+                exchange.excluded[candidate.deployment.place] = rest.reason
         if not fit:
             return None
         first = fit[0].deployment.priority

@@ -43,11 +43,11 @@ class Router:
         found = [Candidate(item, item.upstream_name(model), snapshot.price(item.upstream_name(model), exchange.at)) for item in deployments]
         configured = snapshot.model(model)
         exchange.drains = configured is not None and configured.on_client_gone == "drain"
-        exchange.candidates = [candidate.deployment.name for candidate in found]
+        exchange.candidates = [candidate.deployment.place for candidate in found]
         for candidate in found:
             if reason := self._exclusion(candidate, call.dialect):
-                exchange.excluded[candidate.deployment.name] = reason
-        usable = [candidate for candidate in found if candidate.deployment.name not in exchange.excluded]
+                exchange.excluded[candidate.deployment.place] = reason
+        usable = [candidate for candidate in found if candidate.deployment.place not in exchange.excluded]
         if not usable:
             raise _nothing_usable(model, exchange)
         return sorted(usable, key=lambda candidate: candidate.deployment.priority)

@@ -13,6 +13,7 @@ from gateway.operations.credentials import required_credential
 from gateway.operations.limits import MOST
 from gateway.operations.names import check_model_name, check_name
 from gateway.operations.options import build_options, find_backend
+from gateway.operations.pools import required_pool
 from gateway.secrets import Vault
 from gateway.store import catalog
 from gateway.store.catalog import CatalogRows, Deployment, DeploymentFields, Model, ModelFields
@@ -51,6 +52,7 @@ class PlacedDeployment:
     model: str
     credential: str | None
     notes: tuple[str, ...] = ()
+    pool: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Wishes:
     base_url: str | None = None
     upstream_model: str | None = None
     credential: str | None = None
+    pool: str | None = None
     proxy: Secret | None = None
     priority: int | None = None
     weight: int | None = None
@@ -140,11 +143,11 @@ def create_deployment(database: Database, name: str, model: str, backend: str, a
             raise Conflict(f"there is a deployment {name} already; `gateway deployment set` changes it")
         known = catalog.find_model(model)
         served = known or catalog.create_model(model, at)
-        row = catalog.create_deployment(name, served.id, backend, at, **_with_credential(fields, wishes.credential))
+        row = catalog.create_deployment(name, served.id, backend, at, **_with_credential(fields, wishes))
         if proxy is not None:
             row = catalog.set_deployment(row.id, **_proxy_fields(row.id, proxy, vault))
         notes = () if known else (f"the model {model} did not exist and was created",)
-        return PlacedDeployment(row, model, wishes.credential or None, (*notes, *_missing_secret(row, needs_secret)))
+        return PlacedDeployment(row, model, wishes.credential or None, (*notes, *_missing_secret(row, needs_secret)), wishes.pool or None)
 
     return database.write(create)
 
@@ -156,13 +159,13 @@ def set_deployment(database: Database, name: str, wishes: Wishes, vault: Vault |
         before = database.read(lambda: _required(name))
         fields["options"] = build_options(before.backend, wishes.options, before.options)
     proxy = _checked_proxy(wishes)
-    if not fields and wishes.credential is None and wishes.proxy is None:
+    if not fields and (wishes.credential, wishes.pool, wishes.proxy) == (None, None, None):
         raise BadRequest("nothing to change was named")
 
     def change() -> PlacedDeployment:
         row = _required(name)
         through: DeploymentFields = {} if wishes.proxy is None else _proxy_fields(row.id, proxy, vault)
-        catalog.set_deployment(row.id, **_with_credential({**fields, **through}, wishes.credential))
+        catalog.set_deployment(row.id, **_with_credential({**fields, **through}, wishes))
         return _placed(catalog.load(), name)
 
     return database.write(change)
@@ -197,20 +200,30 @@ def _required(name: str) -> Deployment:
 def _placed(rows: CatalogRows, name: str) -> PlacedDeployment:
     row = next(row for row in rows.deployments if row.name == name)
     model = next(model.name for model in rows.models if model.id == row.model_id)
-    return PlacedDeployment(row, model, next((item.label for item in rows.credentials if item.id == row.credential_id), None))
+    credential = next((item.label for item in rows.credentials if item.id == row.credential_id), None)
+    return PlacedDeployment(row, model, credential, pool=next((item.name for item in rows.pools if item.id == row.pool_id), None))
 
 
 def _missing_secret(row: Deployment, needs_secret: bool) -> Sequence[str]:
-    if not needs_secret or row.credential_id is not None:
+    if not needs_secret or row.credential_id is not None or row.pool_id is not None:
         return ()
     return (f"the backend {row.backend} needs a credential: `gateway credential create LABEL`, then `gateway deployment set {row.name} --credential LABEL`",)
 
 
-def _with_credential(fields: DeploymentFields, label: str | None) -> DeploymentFields:
-    """For use inside a database work."""
-    if label is None:
-        return fields
-    return {**fields, "credential_id": required_credential(label).id if label else None}
+def _with_credential(fields: DeploymentFields, wishes: Wishes) -> DeploymentFields:
+    """A credential takes a pool's place, and a pool a credential's. For use inside a database work. Raises BadRequest, NotFound."""
+    if wishes.credential and wishes.pool:
+        raise BadRequest("a deployment presents one credential, or any of a pool: name one of the two")
+    if wishes.credential:
+        return {**fields, "credential_id": required_credential(wishes.credential).id, "pool_id": None}
+    if wishes.pool:
+        return {**fields, "credential_id": None, "pool_id": required_pool(wishes.pool).id}
+    emptied: DeploymentFields = {}
+    if wishes.credential is not None:
+        emptied["credential_id"] = None
+    if wishes.pool is not None:
+        emptied["pool_id"] = None
+    return {**fields, **emptied}
 
 
 def _checked_proxy(wishes: Wishes) -> Proxy | None:

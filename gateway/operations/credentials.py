@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway.backend import Secret
+from gateway.backend import Proxy, Secret
 from gateway.errors import BadRequest, NotFound
+from gateway.operations.limits import MOST
 from gateway.operations.names import check_name
-from gateway.secrets import Vault
+from gateway.secrets import KeyHasher, Secrets, Vault
 from gateway.store import catalog, pools
+from gateway.store.catalog import Deployment
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential, credential_place
+from gateway.store.pools import Credential, CredentialFields, credential_place, credential_proxy_place, extras_place
 
 HINT_CHARACTERS = 4
 HINTED_FROM = 16
 """A shorter secret is not hinted at: 4 characters of it would be too large a part."""
+
+
+MAX_WEIGHT, MAX_TAGS, MAX_NOTES = 1_000_000, 20, 2_000
+_NUMBERS = (("weight", MAX_WEIGHT), ("rpm", MOST), ("tpm", MOST), ("concurrency", MOST), ("per_day", MOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +35,143 @@ class UsedCredential:
     deployments: tuple[str, ...]
 
 
-def create_credential(database: Database, vault: Vault, label: str, secret: Secret, at: int) -> Credential:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialWishes:
+    """What an operator wants of a credential besides its secret. None: not named. 0, "" or (): back to the default.
+
+    `pool`: where it stands. `proxy` is a URL, which may hold a password. `extras`: what is presented beside the secret ("puid", "refresh_token").
+    """
+
+    pool: str | None = None
+    weight: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    per_day: int | None = None
+    proxy: Secret | None = None
+    extras: dict[str, Secret] | None = None
+    expires_at: int | None = None
+    tags: tuple[str, ...] | None = None
+    notes: str | None = None
+
+
+def create_credential(database: Database, secrets: Secrets, label: str, secret: Secret, at: int, wishes: CredentialWishes | None = None) -> Credential:
     """Raises BadRequest for a label or a secret that cannot be one, Conflict for a label that is taken."""
     check_name("credential", label)
-    plain = _checked(secret)
+    plain, wishes = _checked(secret), wishes or CredentialWishes()
+    fields = _fields(wishes)
+    fields.setdefault("expires_at", expiry(plain))
+    fields["fingerprint"] = _fingerprint(secrets.hasher, plain)
 
     def create() -> Credential:
         if pools.find_credential(label) is not None:
             raise Conflict(f"there is a credential {label} already; `gateway credential replace` gives it another secret")
-        return pools.create_credential(label, _hint(plain), at, lambda number: vault.seal(plain, credential_place(number)))
+        seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
+        made = pools.create_credential(label, _hint(plain), at, seal, wishes.pool, **fields)
+        sealed = _sealed(secrets.vault, made.id, wishes)
+        return pools.set_credential(made.id, **sealed) if sealed else made
 
     return database.write(create)
 
 
-def replace_secret(database: Database, vault: Vault, label: str, secret: Secret) -> Credential:
+def replace_secret(database: Database, secrets: Secrets, label: str, secret: Secret) -> Credential:
     """The deployments that use it present the new secret within a second. Raises BadRequest, NotFound."""
     plain = _checked(secret)
-    return database.write(lambda: pools.replace_secret(required_credential(label).id, _hint(plain), lambda number: vault.seal(plain, credential_place(number))))
+
+    def replace() -> Credential:
+        seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
+        found, fingerprint = required_credential(label), _fingerprint(secrets.hasher, plain)
+        return pools.replace_secret(found.id, _hint(plain), seal, expires_at=expiry(plain), fingerprint=fingerprint)
+
+    return database.write(replace)
+
+
+def set_credential(database: Database, vault: Vault, label: str, wishes: CredentialWishes) -> Credential:
+    """Change what is named, and nothing else. Raises BadRequest, NotFound."""
+    fields = _fields(wishes)
+    if wishes == CredentialWishes():
+        raise BadRequest("nothing to change was named")
+
+    def change() -> Credential:
+        found = required_credential(label)
+        if wishes.pool:
+            found = pools.move_credential(found.id, wishes.pool)
+        changed: CredentialFields = {**fields, **_sealed(vault, found.id, wishes)}
+        return pools.set_credential(found.id, **changed) if changed else found
+
+    return database.write(change)
+
+
+def drain_credential(database: Database, label: str, at: int | None) -> Credential:
+    """Give it no new conversation; those that are bound to it go on. None ends that. Raises NotFound."""
+    return database.write(lambda: pools.set_credential(required_credential(label).id, draining_at=at))
+
+
+def expiry(secret: str) -> int | None:
+    """When a JWT expires by its `exp`, in Unix milliseconds; None for what is no JWT, or names no end. RFC 7519, section 4.1.4."""
+    parts = secret.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+    exp = claims.get("exp") if isinstance(claims, dict) else None
+    return int(exp * 1000) if isinstance(exp, (int, float)) and not isinstance(exp, bool) and 0 < exp < 1e11 else None
+
+
+def _fields(wishes: CredentialWishes) -> CredentialFields:
+    """The store's fields for what was named, but for what is sealed. Raises BadRequest."""
+    fields: CredentialFields = {}
+    for name, most in _NUMBERS:
+        value = getattr(wishes, name)
+        if value is not None and not 0 <= value <= most:
+            raise BadRequest(f"{name} must be from 0 to {most}")
+        if value is not None:
+            fields[name] = value if name == "weight" else value or None  # type: ignore[literal-required]
+    if wishes.pool is not None:
+        check_name("pool", wishes.pool)
+    if wishes.expires_at is not None:
+        fields["expires_at"] = wishes.expires_at or None
+    if wishes.tags is not None:
+        for tag in wishes.tags:
+            check_name("tag", tag)
+        if len(wishes.tags) > MAX_TAGS:
+            raise BadRequest(f"a credential has at most {MAX_TAGS} tags")
+        fields["tags"] = sorted(set(wishes.tags)) or None
+    if wishes.notes is not None:
+        if len(wishes.notes) > MAX_NOTES or not all(each.isprintable() or each == "\n" for each in wishes.notes):
+            raise BadRequest(f"the notes must be printable, and of at most {MAX_NOTES} characters")
+        fields["notes"] = wishes.notes or None
+    if wishes.proxy:
+        Proxy.parse(wishes.proxy.reveal().strip())
+    return fields
+
+
+def _sealed(vault: Vault, number: int, wishes: CredentialWishes) -> CredentialFields:
+    fields: CredentialFields = {}
+    if wishes.proxy is not None:
+        proxy = Proxy.parse(wishes.proxy.reveal().strip()) if wishes.proxy else None
+        fields["proxy"] = None if proxy is None else str(proxy)
+        fields["proxy_sealed"] = None if proxy is None else vault.seal(proxy.url, credential_proxy_place(number))
+    if wishes.extras is not None:
+        plain = {name: _checked(value) for name, value in wishes.extras.items()}
+        fields["extras"] = vault.seal(json.dumps(plain), extras_place(number)) if plain else None
+    return fields
+
+
+def _fingerprint(hasher: KeyHasher, plain: str) -> str:
+    """By which the same secret is recognised; nobody without the pepper can tell it from the secret."""
+    return hasher.hash(f"credential {plain}")
 
 
 def list_credentials(database: Database) -> list[UsedCredential]:
     rows = database.read(catalog.load)
-    return [UsedCredential(item, tuple(row.name for row in rows.deployments if row.credential_id == item.id)) for item in rows.credentials]
+    return [UsedCredential(item, _users(rows.deployments, item)) for item in rows.credentials]
+
+
+def _users(deployments: Iterable[Deployment], item: Credential) -> tuple[str, ...]:
+    return tuple(row.name for row in deployments if row.credential_id == item.id or row.pool_id == item.pool_id)
 
 
 def disable_credential(database: Database, label: str, at: int) -> Credential:

@@ -224,9 +224,9 @@ def _models(snapshot: Snapshot) -> Iterator[Finding]:
     for model, deployments in snapshot.deployments.items():
         for deployment in deployments:
             if deployment.problem:
-                yield problem("deployments", f"{deployment.name} of the model {model} cannot be used: {deployment.problem}")
+                yield problem("deployments", f"{deployment.place} of the model {model} cannot be used: {deployment.problem}")
             else:
-                yield ok("deployments", f"{deployment.name} of the model {model}")
+                yield ok("deployments", f"{deployment.place} of the model {model}")
         if not deployments:
             yield warning("models", f"{model} has no deployment that is enabled")
 

@@ -85,7 +85,7 @@ def _explained(catalog: Catalog, unpriced: str, key: ApiKey, model: str, exchang
         refusal = f"The key is refused: {key_state(key, at)}."
     elif key.scopes is not None and INFERENCE not in key.scopes:
         refusal = f"The key is refused: it has no scope '{INFERENCE}'."
-    problems = {deployment.name: deployment.problem for deployment in catalog.snapshot.find(model)}
+    problems = {deployment.place: deployment.problem for deployment in catalog.snapshot.find(model)}
     return Explanation(key, model, tuple(candidates), _excluded(exchange.excluded, problems), refusal, found)
 
 

@@ -36,12 +36,13 @@ class StateUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Requests and tokens a minute, and calls at once, of a subject ("key:3", "model:7"); None: unlimited."""
+    """Requests and tokens a minute, calls at once, and calls of a UTC day, of a subject ("key:3", "model:7", "credential:2"); None: unlimited."""
 
     subject: str
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
+    per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from gateway.dialects.events import BUCKETS
 from gateway.errors import NotFound
 from gateway.store.generation import generation, raise_generation
 from gateway.store.models import DeploymentRow, ModelRow, PriceRow
-from gateway.store.pools import Credential, list_credentials
+from gateway.store.pools import Credential, Pool, list_credentials, list_pools
 
 __all__ = [
     "CatalogRows",
@@ -69,7 +69,7 @@ class ModelFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Where a model is served. The lower `priority` is tried first; seconds that are None are the settings' default.
+    """Where a model is served, with one credential, or any of a pool. The lower `priority` is tried first; seconds that are None are the settings' default.
 
     `proxy`: its URL without the password; `proxy_sealed`: the whole, sealed at `proxy_place`.
     """
@@ -93,6 +93,7 @@ class Deployment:
     created_at: int
     proxy: str | None = None
     proxy_sealed: bytes | None = field(default=None, repr=False)
+    pool_id: int | None = None
 
 
 class DeploymentFields(TypedDict, total=False):
@@ -101,6 +102,7 @@ class DeploymentFields(TypedDict, total=False):
     base_url: str
     upstream_model: str | None
     credential_id: int | None
+    pool_id: int | None
     priority: int
     weight: int
     connect_s: float | None
@@ -150,6 +152,7 @@ class CatalogRows:
     deployments: tuple[Deployment, ...]
     credentials: tuple[Credential, ...]
     prices: tuple[Price, ...]
+    pools: tuple[Pool, ...] = ()
 
 
 def proxy_place(deployment_id: int) -> str:
@@ -159,7 +162,8 @@ def proxy_place(deployment_id: int) -> str:
 
 def load() -> CatalogRows:
     """In one `Database.read`, and so of one moment."""
-    return CatalogRows(generation(), tuple(list_models()), tuple(list_deployments()), tuple(list_credentials()), tuple(list_prices()))
+    rows = (tuple(list_models()), tuple(list_deployments()), tuple(list_credentials()), tuple(list_prices()), tuple(list_pools()))
+    return CatalogRows(generation(), *rows)
 
 
 def create_model(name: str, at: int, *, on_client_gone: str = "cancel") -> Model:
@@ -278,8 +282,9 @@ def _columns(given: DeploymentFields) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"not a deployment's field: {', '.join(sorted(unknown))}")
     values: dict[str, Any] = {**given}
-    if "credential_id" in values:
-        values["credential"] = values.pop("credential_id")
+    for name in ("credential", "pool"):
+        if f"{name}_id" in values:
+            values[name] = values.pop(f"{name}_id")
     return values
 
 
@@ -309,6 +314,7 @@ def _deployment(row: DeploymentRow) -> Deployment:
         created_at=row.created_at,
         proxy=row.proxy,
         proxy_sealed=None if row.proxy_sealed is None else bytes(row.proxy_sealed),
+        pool_id=row.__data__.get("pool"),
     )
 
 

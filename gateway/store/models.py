@@ -124,15 +124,24 @@ class ApiKeyRow(Row):
 
 
 class PoolRow(Row):
+    """`policy`: by what its credentials are chosen, null for the gateway's; `affinity`: "soft" or "hard", null for none."""
+
     id = AutoField()
     name = TextField(unique=True)
+    policy = TextField(null=True)
+    affinity = TextField(null=True)
 
     class Meta:
         table_name = "pool"
 
 
 class CredentialRow(Row):
-    """`version` is raised when the secret is replaced; `hint` is the last 4 characters of the secret."""
+    """`version` is raised when the secret is replaced; `hint` is the last 4 characters of the secret, `fingerprint` a keyed hash of it.
+
+    `extras`: what is presented beside the secret, a sealed JSON object of texts; null for nothing. `weight`: null for 1. The limits, `per_day`
+    calls of a UTC day among them: null for unlimited. `proxy` is the proxy's URL as it is shown; null for the deployment's. `expires_at`: when
+    the secret stops working; `draining_at`: since when it takes no new conversation.
+    """
 
     id = AutoField()
     pool = ForeignKeyField(PoolRow)
@@ -142,6 +151,19 @@ class CredentialRow(Row):
     version = IntegerField()
     created_at = BigIntegerField()
     disabled_at = BigIntegerField(null=True)
+    extras = BlobField(null=True)
+    weight = IntegerField(null=True)
+    rpm = IntegerField(null=True)
+    tpm = IntegerField(null=True)
+    concurrency = IntegerField(null=True)
+    per_day = IntegerField(null=True)
+    proxy = TextField(null=True)
+    proxy_sealed = BlobField(null=True)
+    expires_at = BigIntegerField(null=True)
+    draining_at = BigIntegerField(null=True)
+    tags = JsonField(null=True)
+    notes = TextField(null=True)
+    fingerprint = TextField(null=True, index=True)
 
     class Meta:
         table_name = "credential"
@@ -170,7 +192,10 @@ class ModelRow(Row):
 
 
 class DeploymentRow(Row):
-    """A deadline that is null is the settings' default. The lower `priority` is tried first. `proxy` is the proxy's URL as it is shown."""
+    """It presents one `credential`, or any of a `pool`; neither where its backend needs none.
+
+    A deadline that is null is the settings' default. The lower `priority` is tried first. `proxy` is the proxy's URL as it is shown.
+    """
 
     id = AutoField()
     name = TextField(unique=True)
@@ -191,6 +216,7 @@ class DeploymentRow(Row):
     created_at = BigIntegerField()
     proxy = TextField(null=True)
     proxy_sealed = BlobField(null=True)
+    pool = ForeignKeyField(PoolRow, null=True)
 
     class Meta:
         table_name = "deployment"

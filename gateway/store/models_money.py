@@ -6,6 +6,7 @@ from peewee import AutoField, BigAutoField, BigIntegerField, BlobField, BooleanF
 
 from gateway.store.models import CONFIGURATION, Row
 from gateway.store.models_alerts import ALERTS
+from gateway.store.models_pools import POOLS
 
 
 class AccountRow(Row):
@@ -194,4 +195,5 @@ MODELS: tuple[type[Row], ...] = (
     IdempotencyRow,
     RedeemCodeRow,
     *ALERTS,
+    *POOLS,
 )

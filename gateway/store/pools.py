@@ -1,23 +1,49 @@
-"""Credentials, and the pools they stand in. Secrets come and go sealed: this module never sees one.
-
-A pool has one credential for now, and its name. To be called inside a work of `Database`.
-"""
+"""Credentials, and the pools they stand in. Secrets come and go sealed: this module never sees one. To be called inside a work of `Database`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 from peewee import Expression
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
-from gateway.store.models import CredentialRow, PoolRow
+from gateway.store.models import CredentialRow, DeploymentRow, PoolRow
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Credentials that stand in for each other. What the rest means stands in the row's docstring."""
+
+    id: int
+    name: str
+    policy: str | None = None
+    affinity: str | None = None
+
+
+class CredentialFields(TypedDict, total=False):
+    """What can be set of a credential, besides its secret."""
+
+    weight: int | None
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+    per_day: int | None
+    proxy: str | None
+    proxy_sealed: bytes | None
+    extras: bytes | None
+    expires_at: int | None
+    draining_at: int | None
+    tags: list[str] | None
+    notes: str | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """`hint`: the last characters of the secret. `version` counts its replacements, from 1."""
+    """`hint`: the last characters of the secret. `version` counts its replacements, from 1. What the rest means stands in the row's docstring."""
 
     id: int
     pool_id: int
@@ -28,6 +54,24 @@ class Credential:
     version: int
     created_at: int
     disabled_at: int | None
+    weight: int = 1
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    per_day: int | None = None
+    proxy: str | None = None
+    proxy_sealed: bytes | None = field(default=None, repr=False)
+    extras: bytes | None = field(default=None, repr=False)
+    expires_at: int | None = None
+    draining_at: int | None = None
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    fingerprint: str | None = field(default=None, repr=False)
+
+    @property
+    def subject(self) -> str:
+        """Under what its conditions are kept: another secret begins anew."""
+        return f"credential:{self.id}.{self.version}"
 
 
 def credential_place(credential_id: int) -> str:
@@ -35,19 +79,80 @@ def credential_place(credential_id: int) -> str:
     return f"credential:{credential_id}:sealed"
 
 
-def create_credential(label: str, hint: str, at: int, seal: Callable[[int], bytes]) -> Credential:
-    """`seal(id)` gives the sealed secret, once the id is known. Raises Conflict for a label that is taken."""
-    pool = PoolRow.create(name=label)
-    row = CredentialRow.create(pool=pool.id, label=label, sealed=b"", hint=hint, version=1, created_at=at)
+def extras_place(credential_id: int) -> str:
+    return f"credential:{credential_id}:extras"
+
+
+def credential_proxy_place(credential_id: int) -> str:
+    return f"credential:{credential_id}:proxy_sealed"
+
+
+def list_pools() -> list[Pool]:
+    return [_pool(row) for row in PoolRow.select().order_by(PoolRow.id)]
+
+
+def find_pool(name: str) -> Pool | None:
+    row = PoolRow.get_or_none(PoolRow.name == name)
+    return None if row is None else _pool(row)
+
+
+def create_pool(name: str) -> Pool:
+    """Raises Conflict for a name that is taken."""
+    row = PoolRow.create(name=name)
+    raise_generation()
+    return _pool(row)
+
+
+def set_pool(pool_id: int, policy: str | None, affinity: str | None) -> Pool:
+    """Raises NotFound."""
+    if not PoolRow.update(policy=policy, affinity=affinity).where(PoolRow.id == pool_id).execute():
+        raise NotFound(f"There is no pool {pool_id}.")
+    raise_generation()
+    return _pool(PoolRow.get_by_id(pool_id))
+
+
+def delete_pool(pool_id: int) -> None:
+    """Raises NotFound, or Conflict while it has credentials or deployments."""
+    if not PoolRow.delete().where(PoolRow.id == pool_id).execute():
+        raise NotFound(f"There is no pool {pool_id}.")
+    raise_generation()
+
+
+def create_credential(label: str, hint: str, at: int, seal: Callable[[int], bytes], pool: str | None = None, **given: Unpack[CredentialFields]) -> Credential:
+    """`seal(id)` gives the sealed secret, once the id is known. `pool`: where it stands, created where it does not exist; its own label where None.
+
+    Raises Conflict for a label that is taken.
+    """
+    place = _place(pool or label)
+    row = CredentialRow.create(pool=place.id, label=label, sealed=b"", hint=hint, version=1, created_at=at, **given)
     CredentialRow.update(sealed=seal(row.id)).where(CredentialRow.id == row.id).execute()
     raise_generation()
     return _existing(row.id)
 
 
-def replace_secret(credential_id: int, hint: str, seal: Callable[[int], bytes]) -> Credential:
+def set_credential(credential_id: int, **changed: Unpack[CredentialFields]) -> Credential:
     """Raises NotFound."""
-    changed = CredentialRow.update(sealed=seal(credential_id), hint=hint, version=CredentialRow.version + 1)
-    _apply(changed.where(CredentialRow.id == credential_id).execute(), credential_id)
+    unknown = set(changed) - set(CredentialFields.__annotations__)
+    if unknown or not changed:
+        raise TypeError(f"not a credential's field: {', '.join(sorted(unknown)) or 'none named'}")
+    _apply(CredentialRow.update(**changed).where(CredentialRow.id == credential_id).execute(), credential_id)
+    return _existing(credential_id)
+
+
+def move_credential(credential_id: int, pool: str) -> Credential:
+    """Into another pool, created where it does not exist; a pool that is left empty, and that no deployment names, goes. Raises NotFound."""
+    left = _existing(credential_id).pool_id
+    place = _place(pool)
+    _apply(CredentialRow.update(pool=place.id).where(CredentialRow.id == credential_id).execute(), credential_id)
+    _tidy(left)
+    return _existing(credential_id)
+
+
+def replace_secret(credential_id: int, hint: str, seal: Callable[[int], bytes], version: int | None = None, **changed: Unpack[CredentialFields]) -> Credential:
+    """With a `version`, only where that is still the current one. Raises NotFound, also where it is not."""
+    query = CredentialRow.update(sealed=seal(credential_id), hint=hint, version=CredentialRow.version + 1, **changed)
+    where = (CredentialRow.id == credential_id) & (True if version is None else CredentialRow.version == version)
+    _apply(query.where(where).execute(), credential_id)
     return _existing(credential_id)
 
 
@@ -67,12 +172,21 @@ def set_credential_disabled(credential_id: int, at: int | None) -> Credential:
 
 
 def delete_credential(credential_id: int) -> None:
-    """Its pool goes with it. Raises NotFound, or Conflict while a deployment uses it."""
+    """A pool that is left empty, and that no deployment names, goes with it. Raises NotFound, or Conflict while a deployment uses it."""
     pool_id = _existing(credential_id).pool_id
     CredentialRow.delete().where(CredentialRow.id == credential_id).execute()
-    if not CredentialRow.select().where(CredentialRow.pool == pool_id).exists():
-        PoolRow.delete().where(PoolRow.id == pool_id).execute()
+    _tidy(pool_id)
     raise_generation()
+
+
+def _place(name: str) -> PoolRow:
+    return PoolRow.get_or_none(PoolRow.name == name) or PoolRow.create(name=name)
+
+
+def _tidy(pool_id: int) -> None:
+    used = CredentialRow.select().where(CredentialRow.pool == pool_id).exists() or DeploymentRow.select().where(DeploymentRow.pool == pool_id).exists()
+    if not used:
+        PoolRow.delete().where(PoolRow.id == pool_id).execute()
 
 
 def _apply(changed: int, credential_id: int) -> None:
@@ -104,4 +218,21 @@ def _credential(row: CredentialRow) -> Credential:
         version=row.version,
         created_at=row.created_at,
         disabled_at=row.disabled_at,
+        weight=1 if row.weight is None else row.weight,
+        rpm=row.rpm,
+        tpm=row.tpm,
+        concurrency=row.concurrency,
+        per_day=row.per_day,
+        proxy=row.proxy,
+        proxy_sealed=None if row.proxy_sealed is None else bytes(row.proxy_sealed),
+        extras=None if row.extras is None else bytes(row.extras),
+        expires_at=row.expires_at,
+        draining_at=row.draining_at,
+        tags=tuple(row.tags or ()),
+        notes=row.notes or "",
+        fingerprint=row.fingerprint,
     )
+
+
+def _pool(row: PoolRow) -> Pool:
+    return Pool(row.id, row.name, row.policy, row.affinity)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -84,3 +86,33 @@ def test_57_no_file_of_the_installation_holds_the_secret(installed: Typed) -> No
     files = [path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()]
     assert files
     assert not any(secret.encode() in content for content in files for secret in (SECRET, key))
+
+
+def test_a_credential_s_pool_limits_and_tags_are_set_and_listed(installed: Typed) -> None:
+    made = installed("credential", "create", "main", "-", "--pool", "shared", "--rpm", "5", "--per-day", "100", "--tag", "eu", "--json", stdin=SECRET).json()
+    assert (made["pool"], made["rpm"], made["per_day"], made["tags"]) == ("shared", 5, 100, ["eu"])
+    changed = installed("credential", "set", "main", "--rpm", "0", "--weight", "3", "--pool", "other", "--proxy", "http://p:1", "--json").json()
+    assert (changed["pool"], changed["rpm"], changed["per_day"], changed["weight"], changed["proxy"]) == ("other", None, 100, 3, "http://p:1")
+    assert "other" in installed("credential", "list").out
+    assert installed("credential", "set", "main").code != 0
+
+
+def test_a_proxy_of_an_unknown_scheme_is_refused_and_nothing_changes(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin=SECRET)
+    before = installed("credential", "list", "--json").json()
+    refused = installed("credential", "set", "main", "--proxy", "ftp://proxy.example:1")
+    assert (refused.code != 0, "must be http://, socks5:// or socks5h://" in refused.err) == (True, True)
+    assert installed("credential", "list", "--json").json() == before
+
+
+def test_a_draining_credential_says_so_until_it_ends(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin=SECRET)
+    assert installed("credential", "drain", "main", "--json").json()["draining_at"] is not None
+    assert "draining" in installed("credential", "list").out
+    assert installed("credential", "drain", "main", "--end", "--json").json()["draining_at"] is None
+
+
+def test_a_jwt_s_own_end_is_its_expiry(installed: Typed) -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": 2_000_000_000}).encode()).decode().rstrip("=")
+    made = installed("credential", "create", "main", "-", "--json", stdin=f"eyJhbGciOiJSUzI1NiJ9.{claims}.sig").json()
+    assert made["expires_at"] == 2_000_000_000_000

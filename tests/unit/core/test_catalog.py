@@ -14,6 +14,7 @@ from gateway.backend import Deadlines, Proxy, Secret, Services, Target
 from gateway.core.catalog import Backends, Catalog, Deployment, EnvironmentDeployment, Snapshot
 from gateway.errors import PluginError, StoreUnavailable
 from gateway.secrets import Vault
+from gateway.state.base import Limit
 from gateway.store import catalog as rows
 from gateway.store import pools
 from gateway.store.database import Database
@@ -399,3 +400,43 @@ def test_proxy_that_cannot_be_read_puts_its_deployment_out_of_use(stage: Stage, 
     stage.database.write(lambda: rows.set_deployment(row.id, proxy="shown", proxy_sealed=stage.vault.seal(url, place)))
     (made,) = stage.loaded().find("m")
     assert made.problem
+
+
+# pools
+
+
+def test_a_deployment_over_a_pool_is_there_once_for_each_credential_that_may_be_used(stage: Stage) -> None:
+    def member(label: str, **fields: Any) -> pools.Credential:
+        seal = lambda id: stage.vault.seal(f"sk-{label}", pools.credential_place(id))  # noqa: E731
+        return stage.database.write(lambda: pools.create_credential(label, "", 0, seal, "shared", **fields))
+
+    first = member("a", weight=3, rpm=7)
+    member("b", expires_at=5, draining_at=6)
+    member("c", disabled_at=1)
+    stage.deploy("d", pool_id=first.pool_id, backend=f"{__name__}:NeedsSecret")
+    one, two = stage.loaded().find("m")
+    assert [(each.place, each.secret.reveal(), each.share, each.problem) for each in (one, two)] == [("d/a", "sk-a", 0.75, ""), ("d/b", "sk-b", 0.25, "")]
+    assert (one.limit, two.limit) == (Limit(f"credential:{first.id}", rpm=7), None)
+    assert (one.draining, two.draining, one.expires_at, two.expires_at) == (False, True, None, 5)
+    assert one.subject == two.subject
+    assert {"sk-a", "sk-b"} <= stage.learned
+
+
+def test_a_deployment_over_an_empty_pool_says_so(stage: Stage) -> None:
+    pool = stage.database.write(lambda: pools.create_pool("empty"))
+    stage.deploy("d", pool_id=pool.id)
+    (made,) = stage.loaded().find("m")
+    assert made.problem == "its pool empty has no credential that may be used"
+
+
+def test_a_credential_s_proxy_goes_before_the_deployment_s_and_its_extras_are_learned(stage: Stage) -> None:
+    made = stage.credential("sk-secret")
+    sealed = stage.vault.seal("http://u:proxy-password@p:1", pools.credential_proxy_place(made.id))
+    extras = stage.vault.seal('{"puid":"user-cookie"}', pools.extras_place(made.id))
+    stage.database.write(lambda: pools.set_credential(made.id, proxy="http://u@p:1", proxy_sealed=sealed, extras=extras))
+    stage.deploy("d", credential_id=made.id)
+    (found,) = stage.loaded().find("m")
+    assert found.target("m").proxy == Proxy.parse("http://u:proxy-password@p:1")
+    assert found.target("m").extras["puid"].reveal() == "user-cookie"
+    assert {"proxy-password", "user-cookie"} <= stage.learned
+    assert "user-cookie" not in repr(found)

@@ -47,7 +47,7 @@ def test_a_refused_deployment_leaves_no_model_behind(database: Database) -> None
 
 
 def test_everything_that_was_wished_is_kept(database: Database, secrets: Secrets) -> None:
-    credential = create_credential(database, secrets.vault, "main", Secret("sk-secret"), AT)
+    credential = create_credential(database, secrets, "main", Secret("sk-secret"), AT)
     wishes = Wishes(
         base_url="https://api.example.com/v1/",
         upstream_model="big",
@@ -75,7 +75,7 @@ def test_a_backend_without_the_credential_it_needs_is_remarked_on(database: Data
 
 
 def test_only_what_is_named_changes_and_empty_values_bring_the_default_back(database: Database, secrets: Secrets) -> None:
-    create_credential(database, secrets.vault, "main", Secret("sk-secret"), AT)
+    create_credential(database, secrets, "main", Secret("sk-secret"), AT)
     before = Wishes(base_url="http://h/v1", credential="main", upstream_model="u", idle_s=3, weight=5, options={"organization": "o", "project": "p"})
     catalog.create_deployment(database, "d", "m", "openai", AT, before)
     changes = Wishes(base_url="", credential="", upstream_model="", idle_s=0, options={"organization": "", "project": "q"})

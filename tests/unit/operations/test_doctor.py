@@ -60,7 +60,7 @@ def test_a_fresh_installation_has_no_problem(here: Settings, installed: tuple[Da
 
 def test_every_finding_is_one_line_without_secrets(here: Settings, installed: tuple[Database, Secrets]) -> None:
     database, secrets = installed
-    create_credential(database, secrets.vault, "main", Secret("sk-canary-0123456789"), AT)
+    create_credential(database, secrets, "main", Secret("sk-canary-0123456789"), AT)
     texts = [finding.text for finding in doctor.examine(here, opened, AT)]
     assert not any("\n" in text or "canary" in text for text in texts)
 
@@ -92,7 +92,7 @@ def test_a_deployment_that_cannot_be_used_is_a_problem_with_its_reason(here: Set
 
 def test_a_credential_sealed_with_another_master_key_is_a_problem(here: Settings, installed: tuple[Database, Secrets]) -> None:
     database, secrets = installed
-    create_credential(database, secrets.vault, "main", Secret("sk-secret"), AT)
+    create_credential(database, secrets, "main", Secret("sk-secret"), AT)
     (here.secrets_path / "master.key").unlink()
     other = dataclasses.replace(here, data_dir=here.data_dir.with_name("other"), secrets_dir=here.secrets_path)
     elsewhere = opened(other)

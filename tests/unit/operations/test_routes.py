@@ -39,7 +39,7 @@ def test_candidates_come_by_priority_with_their_price(database: Database, secret
 
 
 def test_who_is_excluded_is_named_with_the_reason_and_the_detail(database: Database, secrets: Secrets, settings: Settings, key: str) -> None:
-    create_credential(database, secrets.vault, "main", Secret("sk-secret"), AT)
+    create_credential(database, secrets, "main", Secret("sk-secret"), AT)
     create_deployment(database, "off", "m", "openai", AT, Wishes(credential="main"))
     create_deployment(database, "bare", "m", "openai", AT, Wishes())
     create_deployment(database, "fine", "m", "echo", AT, Wishes())

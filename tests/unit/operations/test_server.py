@@ -83,7 +83,7 @@ def test_another_pepper_is_recognised_while_keys_depend_on_the_first(settings: S
 
 
 def test_a_lost_master_key_is_not_replaced_while_credentials_depend_on_it(settings: Settings, fresh: Database) -> None:
-    create_credential(fresh, prepared(settings, fresh).secrets.vault, "main", Secret("sk-secret"), AT)
+    create_credential(fresh, prepared(settings, fresh).secrets, "main", Secret("sk-secret"), AT)
     master = settings.secrets_path / "master.key"
     master.unlink()
     with pytest.raises(SecretsError, match=r"master\.key is missing, and the database holds credentials"):

@@ -25,6 +25,7 @@ def test_a_deployment_has_defaults_and_every_field_can_be_set(database: Database
         "base_url": "https://x/v1",
         "upstream_model": "gpt-4o",
         "credential_id": credential.id,
+        "pool_id": credential.pool_id,
         "priority": 2,
         "weight": 3,
         "connect_s": 0.5,
@@ -73,7 +74,9 @@ def test_load_is_everything_with_its_generation(database: Database) -> None:
     price = database.write(lambda: catalog.add_price("m", 0, {"input_uncached": 2_500_000}, 1, per_call_nano=3, source="ours"))
 
     generation = database.read(catalog.generation)
-    assert database.read(catalog.load) == catalog.CatalogRows(generation, (model,), (deployment,), (credential,), (price,))
+    assert database.read(catalog.load) == catalog.CatalogRows(
+        generation, (model,), (deployment,), (credential,), (price,), (pools.Pool(credential.pool_id, "c"),)
+    )
     assert database.read(catalog.list_models) == [database.read(lambda: catalog.find_model("m"))]
 
 

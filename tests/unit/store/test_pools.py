@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.errors import NotFound
 from gateway.secrets import KeyHasher, SecretsError, Vault, key_prefix, key_suffix, mint_key
-from gateway.store import accounts, pools
+from gateway.store import accounts, catalog, pools
 from gateway.store.database import Conflict, Database
 from gateway.store.models import CredentialRow
 from gateway.store.pools import Credential, credential_place
@@ -52,6 +53,61 @@ def test_a_label_is_taken_once_and_free_again_after_its_deletion(database: Datab
         create(database, "main")
     database.write(lambda: pools.delete_credential(made.id))
     assert create(database, "main").label == "main"
+
+
+def test_credentials_of_one_pool_stand_together_and_an_empty_pool_goes(database: Database) -> None:
+    first = database.write(lambda: pools.create_credential("a", "", 1, sealing("a"), "shared", rpm=5, tags=["eu"]))
+    second = database.write(lambda: pools.create_credential("b", "", 1, sealing("b"), "shared"))
+    assert (first.pool_id, first.pool_name, first.rpm, first.tags, first.weight) == (second.pool_id, "shared", 5, ("eu",), 1)
+    moved = database.write(lambda: pools.move_credential(second.id, "other"))
+    assert moved.pool_name == "other"
+    database.write(lambda: pools.delete_credential(first.id))
+    assert [pool.name for pool in database.read(pools.list_pools)] == ["other"]
+
+
+def test_a_pool_that_a_deployment_names_outlives_its_credentials(database: Database) -> None:
+    made = database.write(lambda: pools.create_credential("a", "", 1, sealing("a"), "kept"))
+    model = database.write(lambda: catalog.create_model("m", 1))
+    database.write(lambda: catalog.create_deployment("d", model.id, "echo", 1, pool_id=made.pool_id))
+    database.write(lambda: pools.delete_credential(made.id))
+    assert database.read(lambda: pools.find_pool("kept")) is not None
+    with pytest.raises(Conflict):
+        database.write(lambda: pools.delete_pool(made.pool_id))
+
+
+def test_every_field_of_a_credential_can_be_set_and_taken_back(database: Database) -> None:
+    made = create(database, "main")
+    fields: pools.CredentialFields = {
+        "weight": 3,
+        "rpm": 1,
+        "tpm": 2,
+        "concurrency": 3,
+        "per_day": 4,
+        "proxy": "http://p:1",
+        "proxy_sealed": b"sealed",
+        "extras": b"more",
+        "expires_at": 5,
+        "draining_at": 6,
+        "tags": ["eu"],
+        "notes": "of ann",
+        "fingerprint": "f",
+    }
+    assert set(fields) == set(pools.CredentialFields.__annotations__)
+    changed = database.write(lambda: pools.set_credential(made.id, **fields))
+    assert {name: getattr(changed, name) for name in fields} == {**fields, "tags": ("eu",)}
+    assert database.write(lambda: pools.set_credential(made.id, **dict.fromkeys(fields))) == made  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="label"):
+        database.write(lambda: pools.set_credential(made.id, label="x"))  # type: ignore[call-arg]
+
+
+def test_a_secret_is_replaced_only_where_its_version_is_still_the_one_that_was_read(database: Database) -> None:
+    made = create(database, "main")
+    database.write(lambda: pools.replace_secret(made.id, "", sealing("second"), 1))
+    with pytest.raises(NotFound):
+        database.write(lambda: pools.replace_secret(made.id, "", sealing("third"), 1))
+    kept = database.read(lambda: pools.find_credential("main"))
+    assert kept is not None
+    assert VAULT.open(kept.sealed, credential_place(made.id)) == "second"
 
 
 def test_a_secret_moved_to_another_row_does_not_open(database: Database) -> None:
