@@ -13,6 +13,7 @@ from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
+from gateway.core.affinity import Affinity
 from gateway.core.alerts import SENDER, Alerts
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
@@ -26,14 +27,17 @@ from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits
 from gateway.core.listing import Listing
 from gateway.core.overview import Overviews
-from gateway.core.pool import MemoryCooldowns, Pool
+from gateway.core.policies import Policies
+from gateway.core.pool import Pool
 from gateway.core.receipts import Receipts
 from gateway.core.routing import Router
+from gateway.core.transitions import Transitions
 from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
+from gateway.state.conditions import Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
@@ -58,25 +62,30 @@ def create_app(settings: Settings) -> Flask:
     services = Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ())
     backends = Backends(services)
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
-    policy = plugins.resolve(plugins.POLICIES, settings.policy)()
+    policies = Policies(plugins.resolve(plugins.POLICIES, settings.policy)(), lambda name: plugins.resolve(plugins.POLICIES, name)())
     holds = Holds(database, presence.owner, settings.hold_output)
     state = SqliteLimits(settings.run_path, presence.owner, presence.alive)
     room = WaitingRoom(state)
     metrics.sample(lambda: metrics.waiting.set(room.count))
     limits = CallLimits(state, catalog, room, settings.hold_output)
+    conditions = Conditions(settings.run_path)
+    transitions = Transitions(database, conditions, presence)
+    pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
+    tasks = (alerts.tick, transitions.follow, lambda: pool.sweep(catalog.snapshot.everyone()))
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
         admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
-        dispatcher=Dispatcher(Pool(MemoryCooldowns()), policy, metrics),
+        dispatcher=Dispatcher(pool, policies, Affinity(database), metrics),
         ledger=ledger,
-        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock", (alerts.tick,)),
+        housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock", tasks),
         catalog=catalog,
         presence=presence,
         metrics=metrics,
+        transitions=transitions,
     )
     identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
     endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))

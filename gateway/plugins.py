@@ -20,7 +20,15 @@ _WORD: Mapping[str, str] = MappingProxyType({BACKENDS: "backend", POLICIES: "pol
 BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         BACKENDS: MappingProxyType({"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI"}),
-        POLICIES: MappingProxyType({"weighted": "gateway.core.policies:Weighted"}),
+        POLICIES: MappingProxyType(
+            {
+                "weighted": "gateway.core.policies:Weighted",
+                "least_busy": "gateway.core.policies:LeastBusy",
+                "cheapest": "gateway.core.policies:Cheapest",
+                "fastest": "gateway.core.policies:Fastest",
+                "fill_first": "gateway.core.policies:FillFirst",
+            }
+        ),
     }
 )
 

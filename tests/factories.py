@@ -10,6 +10,7 @@ import io
 import math
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,20 @@ from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.holds import Holds
 from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
-from gateway.core.limits import CallLimits
+from gateway.core.limits import CallLimits, Taken
+from gateway.core.pool import Pool, Rest
 from gateway.core.routing import Candidate
 from gateway.core.waiting import WaitingRoom
 from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.state.base import Limit
+from gateway.state.conditions import COOLING, Condition, Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store import ledger
 from gateway.store.catalog import Price
+from gateway.store.conditions import Transition
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.journal import Journal
@@ -229,6 +234,35 @@ def migrated(directory: Path) -> Iterator[Database]:
         yield database
     finally:
         database.close()
+
+
+def conditions() -> Conditions:
+    """Of a host of its own."""
+    directory = tempfile.TemporaryDirectory()
+    made = Conditions(Path(directory.name))
+    weakref.finalize(made, directory.cleanup)
+    return made
+
+
+class Pooled:
+    """A pool of one worker on a clock; `told`: its transitions."""
+
+    def __init__(self, clock: Clock | None = None, chance: float = 1.0, shared: Conditions | None = None, owner: str = "owner") -> None:
+        self.clock, self.conditions, self.told = clock or Clock(), shared or conditions(), list[Transition]()
+        self.wall_ms = 1_000_000_000
+        self.pool = Pool(self.conditions, self.told.append, self.take, owner, lambda owner: True, self.clock, lambda: chance, self._wall)
+
+    def _wall(self) -> int:
+        return self.wall_ms + round(self.clock.now * 1000)
+
+    def take(self, exchange: Exchange, limit: Limit, attempt: str) -> Taken | Rest:
+        """Whatever is asked for."""
+        return Taken(lambda: None)
+
+    def cool(self, subject: str, seconds: float, reason: str) -> None:
+        """As the upstream named it."""
+        until = self.clock.now + seconds
+        self.conditions.change(subject, lambda _: Condition(COOLING, until, reason, seconds, named=True))
 
 
 def seal(text: str) -> str:

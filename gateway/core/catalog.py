@@ -86,6 +86,10 @@ class Snapshot:
     price_globs: Sequence[str] = ()
     models: Mapping[str, store_catalog.Model] = field(default_factory=dict)
 
+    def everyone(self) -> list[Deployment]:
+        """Each deployment with each credential that it may present."""
+        return [deployment for deployments in self.deployments.values() for deployment in deployments]
+
     def find(self, model: str) -> Sequence[Deployment]:
         """The deployments of a model: those of the exact name, else of the longest glob that matches."""
         if model in self.deployments:  # a name may hold what a glob does: "claude[1m]"

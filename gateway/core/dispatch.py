@@ -9,23 +9,37 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from gateway.backend import Backend, Call, Reply, Secret
+from gateway.core.affinity import Affinity
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
 from gateway.core.metering import whole
-from gateway.core.policies import SelectionPolicy
-from gateway.core.pool import Pool, Rest
+from gateway.core.policies import Policies
+from gateway.core.pool import Lease, Pool, Rest
 from gateway.core.routing import Candidate
 from gateway.dialects import CODECS
 from gateway.dialects.document import with_member
-from gateway.errors import Blame, Cancelled, GatewayError, NoDeploymentAvailable, RateLimited, UpstreamError, UpstreamRefused, UpstreamTimeout
+from gateway.errors import (
+    Blame,
+    Cancelled,
+    GatewayError,
+    NoDeploymentAvailable,
+    RateLimited,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from gateway.metrics import Metrics
+from gateway.state.conditions import FOREVER, PROBING
 
 log = logging.getLogger(__name__)
 EXTRA_ATTEMPTS = 2
 RETRY_WINDOW_S = 10.0
 RETRY_FLOOR, RETRY_SHARE = 10, 0.2
 REDACTED = "[redacted]"
+LIMITED = frozenset({"requests", "tokens", "concurrency", "requests_today"})
+"""Why a credential that is fit has no place: a limit of its own."""
 
 
 class RetryBudget:
@@ -58,8 +72,8 @@ class RetryBudget:
 class Dispatcher:
     """Sends a call to one candidate after the other until one answers."""
 
-    def __init__(self, pool: Pool, policy: SelectionPolicy, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pool, self._policy, self._metrics, self._clock = pool, policy, metrics, clock
+    def __init__(self, pool: Pool, policies: Policies, affinity: Affinity, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool, self._policies, self._affinity, self._metrics, self._clock = pool, policies, affinity, metrics, clock
         self._budget = RetryBudget(clock)
 
     def send(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Answer:
@@ -70,9 +84,9 @@ class Dispatcher:
         """
         self._budget.note_call()
         errors: list[UpstreamError] = []
-        untried = list(candidates)
+        untried = self._affinity.kept(exchange, candidates)
         while True:
-            candidate = self._choose(exchange, untried)
+            candidate = self._leased(exchange, untried, candidates)
             if candidate is None:
                 raise self._verdict(exchange, candidates, errors)
             untried.remove(candidate)
@@ -82,13 +96,19 @@ class Dispatcher:
                 if (reason := exchange.call.cancel.reason) is not None:  # a backend may put its own words to an abort: nobody's failure
                     raise Cancelled(reason) from error
                 errors.append(error)
-                last_fit = not any(self._pool.rest(other) is None for other in candidates if other is not candidate)
-                self._pool.failed(candidate, error, exchange.principal.user_id, last_fit)
+                self._blame(exchange, candidate, error, candidates)
                 if error.blame is Blame.CLIENT and isinstance(error, UpstreamRefused):
                     return relayed_refusal(error, candidate.deployment.secret)
-                untried = self._worth_trying(exchange, untried, errors)
+                untried = self._worth_trying(exchange, untried, errors, candidate)
                 if not untried or not self._may_retry():
                     raise self._verdict(exchange, candidates, errors) from error
+
+    def _blame(self, exchange: Exchange, candidate: Candidate, error: UpstreamError, candidates: Sequence[Candidate]) -> None:
+        last_fit = not any(self._pool.rest(other) is None for other in candidates if other is not candidate)
+        lease = exchange.lease
+        self._pool.failed(candidate, error, exchange, lease if isinstance(lease, Lease) else None, last_fit)
+        if lease is not None:
+            lease.close()
 
     def _may_retry(self) -> bool:
         allowed = self._budget.take()
@@ -100,24 +120,61 @@ class Dispatcher:
         """Those of them that rest in this worker now, for their own model."""
         return self._pool.resting(deployments)
 
-    def _choose(self, exchange: Exchange, untried: Sequence[Candidate]) -> Candidate | None:
-        fit = []
+    def _leased(self, exchange: Exchange, untried: Sequence[Candidate], candidates: Sequence[Candidate]) -> Candidate | None:
+        """The one to try next, held by the exchange; None where nothing is fit, or has a place left."""
+        left = list(untried)
+        while fit := self._fit(exchange, left):
+            candidate = self._chosen(exchange, fit, candidates)
+            lease = self._pool.lease(candidate, exchange)
+            if isinstance(lease, Lease):
+                exchange.lease = lease
+                return candidate
+            exchange.excluded[candidate.deployment.place] = lease.reason
+            exchange.full[candidate.deployment.place] = lease.until
+            left.remove(candidate)
+        for candidate in untried:  # one that another call is finding out about, rather than nothing
+            rest = self._pool.rest(candidate)
+            shared = self._pool.lease(candidate, exchange, last=True) if rest is not None and rest.reason == PROBING else None
+            if isinstance(shared, Lease):
+                exchange.lease = shared
+                return candidate
+        return None
+
+    def _fit(self, exchange: Exchange, untried: Sequence[Candidate]) -> list[Candidate]:
+        """Those that may be called now, of the first priority that has any."""
+        fit: list[Candidate] = []
         for candidate in untried:
             rest = self._pool.rest(candidate)
+            if rest is None and candidate.deployment.draining:
+                rest = self._drained(exchange, candidate)
             if rest is None:
                 fit.append(candidate)
             else:
                 exchange.excluded[candidate.deployment.place] = rest.reason
-        if not fit:
-            return None
-        first = fit[0].deployment.priority
-        return self._policy.choose([candidate for candidate in fit if candidate.deployment.priority == first])
+        return [candidate for candidate in fit if candidate.deployment.priority == fit[0].deployment.priority]
 
-    def _worth_trying(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError]) -> list[Candidate]:
+    def _drained(self, exchange: Exchange, candidate: Candidate) -> Rest | None:
+        return None if self._affinity.is_bound(exchange, candidate) else Rest("draining", FOREVER)
+
+    def _chosen(self, exchange: Exchange, fit: Sequence[Candidate], candidates: Sequence[Candidate]) -> Candidate:
+        """The gateway's policy chooses; among the credentials of a pool that has its own policy, that; a bound conversation goes before both."""
+        standings = self._pool.standings
+        chosen = self._policies.gateway.choose(fit, standings)
+        pool = chosen.deployment.pool
+        if pool is None:
+            return chosen
+        siblings = [candidate for candidate in fit if candidate.deployment.subject == chosen.deployment.subject]
+        if pool.policy is not None and len(siblings) > 1:
+            chosen = self._policies.named(pool.policy).choose(siblings, standings)
+        return self._affinity.preferred(exchange, chosen, siblings, candidates)
+
+    def _worth_trying(self, exchange: Exchange, untried: Sequence[Candidate], errors: Sequence[UpstreamError], failed: Candidate) -> list[Candidate]:
         """Among whom a further attempt may be made; empty where there must not be one, or all of them rest."""
         error = errors[-1]
         if not error.retryable or exchange.left or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
             return []
+        if isinstance(error, (UpstreamTimeout, UpstreamUnreachable)):  # another credential would meet the same
+            untried = [other for other in untried if other.deployment.subject != failed.deployment.subject]
         if isinstance(error, UpstreamTimeout):
             if error.phase == "total" or sum(isinstance(earlier, UpstreamTimeout) for earlier in errors) > 1:
                 return []
@@ -129,26 +186,28 @@ class Dispatcher:
         deployment = candidate.deployment
         attempt = Attempt(deployment.name, deployment.credential, candidate.model, self._clock())
         exchange.attempts.append(attempt)
-        exchange.lease = self._pool.lease(candidate, exchange.principal.user_id)
         reply: Reply | None = None
         try:
             call, hides_usage = prepared(exchange, candidate)
             reply = _backend(candidate).send(call, deployment.target(candidate.model))
             answer = read_head(reply)
             answer.hides_usage = hides_usage
+            self._affinity.answered(exchange, candidate)
         except BaseException as error:
             self._failed(exchange, attempt, reply, error)
             raise
         attempt.ended = exchange.first_byte = self._clock()
         attempt.outcome, attempt.status = "answered", reply.status
         self._metrics.attempted(deployment.name, "answered", attempt.ended - exchange.started)
-        self._pool.succeeded(candidate)
+        if isinstance(exchange.lease, Lease):
+            self._pool.succeeded(candidate, exchange.lease)
+        self._pool.standings.answered(candidate, attempt.ended - attempt.started)
         return answer
 
     def _failed(self, exchange: Exchange, attempt: Attempt, reply: Reply | None, error: BaseException) -> None:
         if reply is not None:
             reply.close()
-        if exchange.lease is not None:
+        if exchange.lease is not None and not isinstance(error, UpstreamError):  # else once the blame is told
             exchange.lease.close()
         attempt.ended = self._clock()
         attempt.outcome = error.code if isinstance(error, GatewayError) else "internal_error"
@@ -163,14 +222,24 @@ class Dispatcher:
         """What the client is told when no attempt gave an answer."""
         if exchange.call.cancel.reason is not None:
             return Cancelled(exchange.call.cancel.reason)
-        rests = [rest for candidate in candidates if (rest := self._pool.rest(candidate)) is not None]
+        rests = [rest for candidate in candidates if (rest := self._told_rest(exchange, candidate)) is not None]
         wait_s = max(1.0, min((rest.until for rest in rests), default=0.0) - self._clock())
         limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 and error.blame is Blame.CREDENTIAL_MODEL for error in errors)
-        if limited and (errors or {rest.reason for rest in rests} == {"rate_limited"}):
+        busy = not errors and rests and {rest.reason for rest in rests} <= {"rate_limited", PROBING, *LIMITED}
+        if limited and (errors or (busy and {rest.reason for rest in rests} != {PROBING})):
             return RateLimited("Every deployment of this model is at its upstream's rate limit.", code="upstream_rate_limited", retry_after_s=min(wait_s, 3600))
         if not errors:
             return _none_fit(exchange, rests, wait_s)
         return _told(errors[-1])
+
+    def _told_rest(self, exchange: Exchange, candidate: Candidate) -> Rest | None:
+        """Why it did not answer: it rests, or was at its own limits when it was asked for a place."""
+        rest = self._pool.rest(candidate)
+        if rest is None and candidate.deployment.place in exchange.full:
+            return Rest(exchange.excluded[candidate.deployment.place], exchange.full[candidate.deployment.place])
+        if rest is None and exchange.excluded.get(candidate.deployment.place) in ("draining", "bound_elsewhere"):
+            return Rest(exchange.excluded[candidate.deployment.place], FOREVER)
+        return rest
 
 
 def _none_fit(exchange: Exchange, rests: Sequence[Rest], wait_s: float) -> NoDeploymentAvailable:

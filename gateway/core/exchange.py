@@ -98,7 +98,8 @@ class Exchange:
     """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
 
     `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
-    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused.
+    `full`: until when those that were excluded have no place left. `taken`: what it took of its limits, whose `standings` were those when it
+    began, or was refused. `conversation`: what tells it, where a pool asks for that, and `affinity` what came of it.
     """
 
     id: str
@@ -114,12 +115,15 @@ class Exchange:
     client_request_id: str | None = None
     candidates: list[str] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)
+    full: dict[str, float] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     reservation: Reservation | None = None
     taken: Held | None = None
     standings: Sequence[Standing] = ()
     claim: Claim | None = None
     lease: Held | None = None
+    conversation: str | None = None
+    affinity: dict[str, Any] | None = None
     first_byte: float | None = None
     status: int | None = None
     ending: Ending | None = None
@@ -208,6 +212,7 @@ class Exchange:
             "first_byte_ms": self.milliseconds(self.first_byte),
             "total_ms": self.milliseconds(self.clock()),
             "client_request_id": self.client_request_id,
+            **({} if self.affinity is None else {"affinity": self.affinity}),
         }
 
     def _attempt(self, attempt: Attempt) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.relay import Relay
 from gateway.core.routing import Router
+from gateway.core.transitions import Transitions
 from gateway.errors import Cancelled
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 
 LAST_WORDS_S = 1.0
 """How long before the end of a drain the calls that are left are given up, so that each can still say so."""
+FLUSH_S = 2.0
+"""How long the end of a worker waits for the database to take its last transitions."""
 
 
 class Gateway:
@@ -40,10 +43,11 @@ class Gateway:
         catalog: Catalog,
         presence: Presence,
         metrics: Metrics,
+        transitions: Transitions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
-        self.housekeeping = housekeeping
+        self.housekeeping, self.transitions = housekeeping, transitions
         self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
         self._drains = Drains()
         self._stop_metrics: Callable[[], None] | None = None
@@ -73,6 +77,7 @@ class Gateway:
         """Take this worker's presence, load the catalog, and begin to poll. Waits for no upstream."""
         self.presence.start()
         self.catalog.start()
+        self.transitions.seed()
         self.housekeeping.start()
         self.metrics.sample(self._observe)
         self._stop_metrics = every(1.0, self.metrics.refresh, "metrics")
@@ -81,8 +86,7 @@ class Gateway:
         """What this worker's state looks like now, for the metrics."""
         self.metrics.open.set(len(self.exchanges))
         self.metrics.catalog(self.catalog.generation, self.catalog.confirmed_at, self.catalog.reachable)
-        everyone = [deployment for deployments in self.catalog.snapshot.deployments.values() for deployment in deployments]
-        rests = self.dispatcher.resting(everyone)
+        rests = self.dispatcher.resting(self.catalog.snapshot.everyone())
         quarantined = {deployment.credential_subject for deployment, rest in rests if rest.reason == "quarantined"}
         self.metrics.resting([(deployment.name, rest.reason) for deployment, rest in rests], len(quarantined))
 
@@ -106,5 +110,6 @@ class Gateway:
             self._stop_metrics()
             self.metrics.refresh()
         self.housekeeping.close()
+        self.transitions.flush(FLUSH_S)
         self.catalog.close()
         self.presence.close()

@@ -20,7 +20,7 @@ from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
 from gateway.presence import Presence
-from gateway.store import alerts, holds, idempotency
+from gateway.store import alerts, conditions, conversations, holds, idempotency
 from gateway.store.database import Database
 from gateway.store.holds import OpenHold
 from gateway.store.journal import Journal
@@ -30,13 +30,15 @@ TICK_S = 1.0
 REAP_AT_ONCE = 500
 KEEP_HOLDS_MS = 7 * 86_400_000
 KEEP_ALERTS_MS = 90 * 86_400_000
+KEEP_TRANSITIONS_MS = 30 * 86_400_000
+KEEP_CONVERSATIONS_MS = 90 * 86_400_000
 FORGET_EVERY_S = 60.0
 FORGET_S = 0.25
 """How long a tick may forget; what is left then waits for the next one."""
 
 
 class Housekeeping:
-    """`tasks` are called by the one worker of the host that holds the lock, once a tick each; they must not raise."""
+    """`tasks` are called by the one worker of the host that holds the lock, once a tick each; what they raise is logged."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Housekeeping:
         if self._is_keeper():
             self._quietly(self._look_after_others)
             for task in self._tasks:
-                task()
+                self._quietly(task)
 
     def _quietly(self, step: Callable[[], None]) -> None:
         try:
@@ -126,6 +128,8 @@ class Housekeeping:
             partial(holds.forget, now - KEEP_HOLDS_MS, REAP_AT_ONCE),
             partial(idempotency.forget, REAP_AT_ONCE),
             partial(alerts.forget, now - KEEP_ALERTS_MS, REAP_AT_ONCE),
+            partial(conditions.forget_transitions, now - KEEP_TRANSITIONS_MS, REAP_AT_ONCE),
+            partial(conversations.forget_conversations, now - KEEP_CONVERSATIONS_MS, REAP_AT_ONCE),
         ]
         while left:
             left = [forget for forget in left if self._database.write(forget) == REAP_AT_ONCE]

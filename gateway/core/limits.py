@@ -17,6 +17,7 @@ from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog
 from gateway.core.exchange import Exchange
 from gateway.core.holds import choices_bound, input_bound, output_bound
+from gateway.core.pool import Rest
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
@@ -86,6 +87,28 @@ class CallLimits:
         if exchange.call.cancel.reason is not None:
             raise Cancelled(exchange.call.cancel.reason)
 
+    def lease(self, exchange: Exchange, limit: Limit, attempt: str) -> Taken | Rest:
+        """What an attempt takes of a credential's own limits, and gives back; or why, and for how long, there is no place. Never raises."""
+        if self._clock() - self._broken_at < BROKEN_S:
+            return Taken(lambda: None)
+        tokens = self._tokens(exchange, self._catalog.snapshot.model(exchange.model_asked)) if limit.tpm is not None else 0
+        try:
+            self._pay()
+            found = self._state.take(attempt, (limit,), tokens)
+        except StateUnavailable as error:
+            self._tell(error)
+            return Taken(lambda: None)
+        if isinstance(found, Full):
+            return Rest(found.resource, self._clock() + found.retry_after_s)
+        number = len(exchange.attempts)
+
+        def give() -> None:
+            answered = exchange.usage is not None and len(exchange.attempts) == number + 1
+            used = sum(exchange.usage.buckets().values()) if answered and exchange.usage is not None else 0
+            self._owe(partial(self._state.finish, attempt, (limit,), tokens, used))
+
+        return Taken(give)
+
     def standings(self, limits: Sequence[Limit]) -> tuple[Standing, ...]:
         """How much of them is left now; empty where the shared state cannot be used."""
         try:
@@ -104,9 +127,15 @@ class CallLimits:
     def _give(self, exchange: Exchange, limits: Sequence[Limit], tokens: int, queue: str | None) -> None:
         if exchange.attempts:
             used = sum(exchange.usage.buckets().values()) if exchange.usage is not None else 0
-            self._owed.append(partial(self._state.finish, exchange.id, limits, tokens, used))
+            self._owe(partial(self._state.finish, exchange.id, limits, tokens, used))
         else:
-            self._owed.append(partial(self._state.give_back, exchange.id, limits, tokens))
+            self._owe(partial(self._state.give_back, exchange.id, limits, tokens))
+        if queue is not None:
+            self._room.wake(queue)
+
+    def _owe(self, debt: Callable[[], None]) -> None:
+        """Pay it now, or as soon as the state can be used."""
+        self._owed.append(debt)
         try:
             self._pay()
         except StateUnavailable as error:
@@ -114,8 +143,6 @@ class CallLimits:
             if not self._is_paying_later:
                 self._is_paying_later = True
                 spawn(self._pay_later, "limits")
-        if queue is not None:
-            self._room.wake(queue)
 
     def _pay(self) -> None:
         """Raises StateUnavailable; what is left is paid before the next call begins, or by `_pay_later`."""

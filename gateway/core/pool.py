@@ -1,113 +1,35 @@
-"""Fitness: which deployments and credentials may be called now, and what an upstream's failure does to that.
+"""Pool: which deployments and credentials may be called now, and what an upstream's failure does to that.
 
-Available = Healthy and not Full. In this version a pool has one credential and no slots to fill; health is per worker, in memory.
+A state machine for each credential, credential and model, and deployment: active -> cooling -> probing -> active, or quarantined, or expired. A
+cooling ends when the upstream said it would; else one call finds out whether it may, while the others wait. docs/pools.md tells it to operators.
 """
 
 from __future__ import annotations
 
-import collections
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from gateway.core.blame import Sentence, evidence_of, sentence
 from gateway.core.catalog import Deployment
+from gateway.core.exchange import Exchange, Held
 from gateway.core.routing import Candidate
-from gateway.errors import Blame, UpstreamError, UpstreamRefused
-from gateway.state.base import Cooldowns
+from gateway.core.standing import Standings
+from gateway.errors import UpstreamError, UpstreamRefused
+from gateway.state.base import Limit, StateUnavailable
+from gateway.state.conditions import ACTIVE, COOLING, EXPIRED, FOREVER, PROBING, QUARANTINED, SUSPECT, Condition, Conditions
+from gateway.store.conditions import Transition
 
 log = logging.getLogger(__name__)
 WINDOW_S = 60.0
 THRESHOLD = 3
-"""Failures in the window before a deployment cools, a success in between starts anew."""
-BACKOFF_S = (2.0, 60.0)
-"""The first and the longest rest where the upstream names no time."""
-FOREVER = float("inf")
-NEVER = -FOREVER
-TIDY_AT = 1000
-
-
-class MemoryCooldowns:
-    """Cooldowns of this worker only."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._resting: dict[str, tuple[float, str]] = {}
-        self._tidy_at = TIDY_AT
-
-    def cool(self, subject: str, until: float, reason: str) -> None:
-        if until > self.until(subject):
-            self._resting[subject] = (until, reason)
-        if len(self._resting) >= self._tidy_at:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Forget what is over: behind a glob the clients choose the names, and nobody may ask for one again."""
-        now = self._clock()
-        self._resting = {subject: rest for subject, rest in self._resting.items() if rest[0] > now}
-        self._tidy_at = max(TIDY_AT, 2 * len(self._resting))
-
-    def __len__(self) -> int:
-        return len(self._resting)
-
-    def until(self, subject: str) -> float:
-        until, _ = self._resting.get(subject, (0.0, ""))
-        if until and until <= self._clock():
-            self._resting.pop(subject, None)
-            return 0.0
-        return until
-
-    def reason(self, subject: str) -> str:
-        return self._resting[subject][1] if self.until(subject) else ""
-
-    def clear(self, subject: str) -> None:
-        self._resting.pop(subject, None)
-
-
-@dataclass(slots=True)
-class _Latest:
-    """The latest moment, and the latest of anybody else: enough to tell whether a principal is the only one."""
-
-    who: int | None = None
-    at: float = NEVER
-    others_at: float = NEVER
-
-    def note(self, who: int, at: float) -> None:
-        if who != self.who:
-            self.who, self.others_at = who, self.at
-        self.at = at
-
-    def besides(self, who: int) -> float:
-        return self.others_at if who == self.who else self.at
-
-
-@dataclass(slots=True)
-class _Record:
-    """What this worker saw of a deployment lately: who called it when, and who saw it fail when. Of a fixed size, whoever calls."""
-
-    called: _Latest = field(default_factory=_Latest)
-    failed: _Latest = field(default_factory=_Latest)
-    failures: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=THRESHOLD))
-    rests: int = 0
-
-    def forget_failures(self) -> None:
-        self.failures.clear()
-        self.failed = _Latest()
-
-
-@dataclass(slots=True)
-class Lease:
-    """A credential held for an attempt. `close` is idempotent."""
-
-    in_flight: dict[str, int]
-    subject: str
-    closed: bool = False
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.in_flight[self.subject] -= 1
+"""Failures in the window before a deployment cools; a success in between starts anew."""
+PROBE_S = 120.0
+"""How long a call may find out whether a rest is over, before another may: it tells as soon as its answer begins."""
+PUBLISH_S = 5.0
+"""How often a worker tells the others who calls a deployment: the window is many times longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,85 +40,286 @@ class Rest:
     until: float
 
 
-class Pool:
-    """Leases, and the blame table's consequences."""
+class Lease:
+    """A candidate held for an attempt. `probes`: the subjects of which this attempt finds out whether they are fit again."""
 
-    def __init__(self, cooldowns: Cooldowns, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random) -> None:
-        self._cooldowns, self._clock, self._jitter = cooldowns, clock, jitter
-        self._records: dict[str, _Record] = {}
-        self.in_flight: dict[str, int] = {}
+    def __init__(self, pool: Pool, candidate: Candidate, probes: Sequence[str], taken: Held | None) -> None:
+        self._pool, self._candidate, self._taken, self._closed = pool, candidate, taken, False
+        self.probes = list(probes)
+
+    def close(self) -> None:
+        """Give everything back; what it was to find out, another call may. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pool.standings.ended(self._candidate)
+        if self._taken is not None:
+            self._taken.close()
+        for subject in self.probes:
+            self._pool.untold(subject)
+
+
+Take = Callable[[Exchange, Limit, str], Held | Rest]
+"""Takes an attempt's part of a credential's limits; the last argument names the attempt."""
+
+
+class Pool:
+    """`tell` is given every transition; `take` what a credential's own limits allow; `owner` is this worker's id, `alive` whether one's worker runs."""
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        tell: Callable[[Transition], None],
+        take: Take,
+        owner: str,
+        alive: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+        wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._conditions, self._tell, self._take, self._owner, self._alive = conditions, tell, take, owner, alive
+        self._clock, self._chance, self._wall_ms = clock, chance, wall_ms
+        self.standings = Standings(clock)
+
+    # who is fit
 
     def rest(self, candidate: Candidate) -> Rest | None:
-        """None where the candidate is fit; else the longest of the rests that keep it."""
-        rests = [Rest(self._cooldowns.reason(subject), until) for subject in _subjects(candidate) if (until := self._cooldowns.until(subject))]
+        """None where the candidate may be called, if only to find out; else the longest of the rests that keep it."""
+        deployment, now = candidate.deployment, self._clock()
+        if deployment.expires_at is not None and deployment.expires_at <= self._wall_ms():
+            return Rest("expired", FOREVER)
+        conditions = self._conditions.current()
+        if not conditions:
+            return None
+        found = [condition for subject in _subjects(candidate) if (condition := conditions.get(subject)) is not None]
+        rests = [Rest(each.reason if each.state == COOLING else each.state, each.until) for each in found if not self._is_due(each, now)]
         return max(rests, key=lambda rest: rest.until, default=None)
+
+    def _is_due(self, condition: Condition, now: float) -> bool:
+        return condition.over(now) or (condition.state == PROBING and not self._alive(condition.prober))
 
     def resting(self, deployments: Iterable[Deployment]) -> list[tuple[Deployment, Rest]]:
         """Those of them that rest now. Behind a glob, a credential's rest for one asked model is not seen."""
-        if not len(self._cooldowns):
-            return []
         found = [(deployment, self.rest(Candidate(deployment, deployment.upstream_name(deployment.model), None))) for deployment in deployments]
         return [(deployment, rest) for deployment, rest in found if rest is not None]
 
-    def lease(self, candidate: Candidate, principal: int) -> Lease:
-        """Hold the candidate for one attempt, and remember who called."""
-        record = self._records.setdefault(candidate.deployment.subject, _Record())
-        record.called.note(principal, self._clock())
-        subject = candidate.deployment.subject
-        self.in_flight[subject] = self.in_flight.get(subject, 0) + 1
-        return Lease(self.in_flight, subject)
+    def lease(self, candidate: Candidate, exchange: Exchange, last: bool = False) -> Lease | Rest:
+        """Hold the candidate for one attempt, or learn that somebody else took the last place of it just now.
 
-    def succeeded(self, candidate: Candidate) -> None:
-        record = self._records.get(candidate.deployment.subject)
-        if record is not None and (record.failures or record.rests):
-            record.forget_failures()
-            record.rests = 0
+        `last`: there is no other, so that it may be called while another call finds out whether its upstream is back.
+        """
+        probes = self._probes(candidate, last)
+        if isinstance(probes, Rest):
+            return probes
+        taken: Held | Rest | None = None
+        if candidate.deployment.limit is not None:
+            taken = self._take(exchange, candidate.deployment.limit, f"{exchange.id}/{len(exchange.attempts)}")
+        if isinstance(taken, Rest):
+            for subject in probes:
+                self.untold(subject)
+            return taken
+        self._called(candidate, exchange.principal.user_id)
+        self.standings.began(candidate)
+        return Lease(self, candidate, probes, taken)
 
-    def failed(self, candidate: Candidate, error: UpstreamError, principal: int, last_fit: bool) -> None:
-        """Apply the blame. `last_fit`: no other deployment of the model is fit, so that this one is not cooled."""
-        now, deployment = self._clock(), candidate.deployment
-        if error.blame is Blame.CREDENTIAL_INVALID:
-            self._rest(candidate, deployment.credential_subject, FOREVER, "quarantined")
-        elif error.blame is Blame.CREDENTIAL_SPENT:
-            self._rest(candidate, deployment.credential_subject, _reset(error, BACKOFF_S[1]), "quota_spent")
-        elif error.blame is Blame.CREDENTIAL_MODEL:
-            limited = isinstance(error, UpstreamRefused) and error.upstream_status == 429
-            subject = f"{deployment.credential_subject}:{candidate.model}"
-            self._rest(candidate, subject, _reset(error, BACKOFF_S[0] if limited else BACKOFF_S[1]), "rate_limited" if limited else "forbidden")
-        elif error.blame is Blame.DEPLOYMENT_AT_ONCE and not last_fit:
-            self._cool(candidate, "unreachable")
-        elif error.blame is Blame.DEPLOYMENT and self._counts(deployment.subject, principal, now) and not last_fit:
-            self._cool(candidate, "failing")
+    def _probes(self, candidate: Candidate, last: bool) -> list[str] | Rest:
+        """Take upon us to find out what is due, if nobody did meanwhile."""
+        conditions = self._conditions.current()
+        if not conditions:
+            return []
+        now, ours = self._clock(), list[str]()
+        for subject in _subjects(candidate):
+            condition = conditions.get(subject)
+            if condition is None or condition.named or condition.state not in (COOLING, PROBING):
+                continue
+            if self._claim(subject, candidate, now):
+                ours.append(subject)
+            elif not last or subject != candidate.blamed:
+                for each in ours:
+                    self.untold(each)
+                return Rest(PROBING, now + 1.0)
+        return ours
 
-    def _rest(self, candidate: Candidate, subject: str, seconds: float, reason: str) -> None:
-        self._cooldowns.cool(subject, self._clock() + seconds, reason)
-        fields = {"deployment": candidate.deployment.name, "credential": candidate.deployment.credential, "model": candidate.model, "reason": reason}
-        log.warning("%s", "quarantine" if seconds == FOREVER else f"rest of {seconds:.1f} s", extra={"fields": fields})
+    def _claim(self, subject: str, candidate: Candidate, now: float) -> bool:
+        def decide(condition: Condition | None) -> Condition | None:
+            if condition is None or condition.state not in (COOLING, PROBING) or not self._is_due(condition, now):
+                return condition
+            return replace(condition, state=PROBING, until=now + PROBE_S, prober=self._owner)
 
-    def _counts(self, subject: str, principal: int, now: float) -> bool:
-        """Note the failure; true once the window holds enough, seen by two principals or by the only one that called."""
-        record = self._records.setdefault(subject, _Record())
-        record.failures.append(now)
-        record.failed.note(principal, now)
-        since = now - WINDOW_S
-        enough = len(record.failures) == THRESHOLD and record.failures[0] > since
-        return enough and (record.failed.besides(principal) > since or record.called.besides(principal) <= since)
+        before, after = self._change(subject, decide)
+        if after is not None and after != before:
+            self._transition(candidate, subject, before, after, {}, None)
+            return True
+        return after is None
 
-    def _cool(self, candidate: Candidate, reason: str) -> None:
-        """Each rest doubles the next; what fails while it rests was under way before, and is the same failure."""
-        subject = candidate.deployment.subject
-        if self._cooldowns.until(subject):
+    def _called(self, candidate: Candidate, principal: int) -> None:
+        if self.standings.publishes(candidate.blamed, principal, PUBLISH_S):
+            try:
+                self._conditions.called(candidate.blamed, principal, self._clock())
+            except StateUnavailable as error:
+                log.debug("who calls is not told: %s", error)
+
+    # what an attempt's end does to that
+
+    def succeeded(self, candidate: Candidate, lease: Lease) -> None:
+        """The upstream answered: whatever was suspected or to be found out of it is over."""
+        conditions = self._conditions.current()
+        if conditions:
+            now = self._clock()
+            for subject in _subjects(candidate):
+                condition = conditions.get(subject)
+                if condition is not None and (subject in lease.probes or condition.over(now)):
+                    self._heal(candidate, subject, lease, now)
+        lease.probes.clear()
+
+    def _heal(self, candidate: Candidate, subject: str, lease: Lease, now: float) -> None:
+        ours = subject in lease.probes
+        before, after = self._change(subject, lambda condition: None if condition is None or ours or condition.over(now) else condition)
+        if before is not None and after is None and before.state != SUSPECT:
+            self._transition(candidate, subject, before, None, {}, None)
+
+    def failed(self, candidate: Candidate, error: UpstreamError, exchange: Exchange, lease: Lease | None, last_fit: bool) -> None:
+        """Apply the blame. `last_fit`: no other candidate of the model is fit, so that nothing is taken from service on a mere guess."""
+        verdict = sentence(error, candidate)
+        if lease is not None and verdict is not None and isinstance(error, UpstreamRefused):
+            self._answered_for(candidate, lease, verdict)
+        if verdict is None:
+            if lease is not None and isinstance(error, UpstreamRefused):
+                self.succeeded(candidate, lease)  # it answered: the mistake was the caller's, or nobody's
             return
-        record = self._records.setdefault(subject, _Record())
-        longest = min(BACKOFF_S[0] * 2**record.rests, BACKOFF_S[1])
-        record.rests = min(record.rests + 1, 10)
-        record.forget_failures()
-        self._rest(candidate, subject, longest * (0.5 + self._jitter() / 2), reason)
+        evidence = evidence_of(error, candidate)
+        if verdict.counts and not self._counted(candidate, verdict.subject, exchange.principal.user_id):
+            return
+        if last_fit and (verdict.counts or verdict.at_once or (len(exchange.attempts) > 1 and not verdict.named and verdict.state != QUARANTINED)):
+            return
+        self._sentence(candidate, verdict, evidence, exchange)
+        if lease is not None and verdict.subject in lease.probes:
+            lease.probes.remove(verdict.subject)
+
+    def _answered_for(self, candidate: Candidate, lease: Lease, verdict: Sentence) -> None:
+        """What the upstream answered with blames one subject: the others that were to be found out are fit."""
+        for subject in [each for each in lease.probes if each != verdict.subject]:
+            self._heal(candidate, subject, lease, self._clock())
+            lease.probes.remove(subject)
+
+    def _sentence(self, candidate: Candidate, verdict: Sentence, evidence: dict[str, object], exchange: Exchange) -> None:
+        now = self._clock()
+
+        def decide(condition: Condition | None) -> Condition | None:
+            resting = condition is not None and condition.state != SUSPECT
+            if condition is not None and condition.state == COOLING and condition.until > now and not verdict.named and verdict.state == COOLING:
+                return condition  # it was under way before, and is the same failure
+            if condition is not None and condition.state == QUARANTINED:
+                return condition
+            seconds = verdict.seconds(condition.rest_s if condition is not None and resting and not condition.named else 0.0, self._chance())
+            if seconds <= 0:
+                return condition
+            until = max(now + seconds, condition.until if condition is not None and condition.state == COOLING else 0.0)
+            return Condition(verdict.state, until, verdict.reason, 0.0 if seconds == FOREVER else seconds, verdict.named)
+
+        before, after = self._change(verdict.subject, decide)
+        if after is not None and after != before:
+            self._transition(candidate, verdict.subject, before, after, evidence, exchange)
+
+    def _counted(self, candidate: Candidate, subject: str, principal: int) -> bool:
+        """Note a failure; true once the window holds enough of them, seen by two principals or by the only one that called, or while it is probed."""
+        now = self._clock()
+        since = now - WINDOW_S
+
+        def decide(condition: Condition | None) -> Condition | None:
+            if condition is not None and condition.state != SUSPECT:
+                return condition
+            kept = [each for each in (condition.failures if condition is not None else ()) if each[0] > since]
+            witness = [each for each in kept[: -THRESHOLD + 1] if each[1] != principal][-1:]
+            return Condition(SUSPECT, failures=(*witness, *kept[-THRESHOLD + 1 :], (now, principal)))
+
+        _, after = self._change(subject, decide)
+        if after is None or after.state != SUSPECT:
+            return after is not None and after.state in (COOLING, PROBING)
+        if len(after.failures) < THRESHOLD:
+            return False
+        return any(who != principal for _, who in after.failures) or not self._callers_besides(subject, principal, since)
+
+    def _callers_besides(self, subject: str, principal: int, since: float) -> bool:
+        try:
+            return self.standings.called_besides(subject, principal, since) or self._conditions.callers_besides(subject, principal, since)
+        except StateUnavailable:
+            return True
+
+    def untold(self, subject: str) -> None:
+        """What was to be found out was not: it is due for another."""
+        now = self._clock()
+
+        def decide(condition: Condition | None) -> Condition | None:
+            if condition is None or condition.state != PROBING or condition.prober != self._owner:
+                return condition
+            return replace(condition, state=COOLING, until=now, prober="")
+
+        self._change(subject, decide)
+
+    # what changes by itself
+
+    def sweep(self, deployments: Iterable[Deployment]) -> None:
+        """A task of housekeeping: end the rests whose end the upstream named, note what has expired, and forget what nobody asks for any more."""
+        now, wall, conditions = self._clock(), self._wall_ms(), self._conditions.current()
+        known: dict[str, Candidate] = {}
+        for each in deployments:
+            known[each.subject] = known[each.credential_subject] = candidate = Candidate(each, "", None)
+            noted = conditions.get(each.credential_subject)
+            if each.expires_at is not None and each.expires_at <= wall and (noted is None or noted.state != EXPIRED):
+                self._move(candidate, each.credential_subject, lambda _: Condition(EXPIRED, reason=EXPIRED))
+        for subject, condition in list(conditions.items()):  # it changes while this waits for the file
+            of = known.get(subject) or known.get(":".join(subject.split(":")[:2]))
+            if of is not None and condition.named and condition.state == COOLING and condition.until <= now:
+                self._move(of, subject, lambda found: None if found is not None and found.named and found.until <= now else found)
+        self._conditions.tidy(now)
+
+    def _move(self, candidate: Candidate, subject: str, decide: Callable[[Condition | None], Condition | None]) -> None:
+        before, after = self._change(subject, decide)
+        if before != after:
+            self._transition(candidate, subject, before, after, {}, None)
+
+    def _change(self, subject: str, decide: Callable[[Condition | None], Condition | None]) -> tuple[Condition | None, Condition | None]:
+        try:
+            return self._conditions.change(subject, decide)
+        except StateUnavailable as error:
+            log.warning("a condition is not kept: %s", error)
+            return None, None
+
+    def _transition(
+        self, candidate: Candidate, subject: str, before: Condition | None, after: Condition | None, evidence: dict[str, object], exchange: Exchange | None
+    ) -> None:
+        now, wall, deployment = self._clock(), self._wall_ms(), candidate.deployment
+        of_credential = not subject.startswith("deployment:")
+        model = subject.split(":", 2)[2] if of_credential and subject.count(":") > 1 else None
+        ends = None if after is None or after.until == FOREVER else wall + round((after.until - now) * 1000)
+        reason = after.reason if after is not None else "recovered"
+        made = Transition(
+            at=wall,
+            subject=subject,
+            credential=deployment.credential if of_credential else None,
+            deployment=None if of_credential else deployment.name,
+            model=model,
+            before=before.state if before is not None and before.state != SUSPECT else ACTIVE,
+            after=after.state if after is not None else ACTIVE,
+            until_at=ends,
+            reason=reason,
+            host=self._owner,
+            rest_s=after.rest_s if after is not None else 0.0,
+            named=after.named if after is not None else False,
+            evidence=evidence,
+            exchange=exchange.id if exchange is not None else None,
+        )
+        self._tell(made)
+        fields = {"deployment": deployment.name, "credential": made.credential, "model": model, "reason": reason, "before": made.before}
+        level = logging.WARNING if made.after in (COOLING, QUARANTINED) else logging.INFO
+        log.log(level, "%s", _words(made, after, now), extra={"fields": fields} | ({"exchange": made.exchange} if made.exchange else {}))
 
 
-def _reset(error: UpstreamError, default: float) -> float:
-    reset = error.reset_s if isinstance(error, UpstreamRefused) else None
-    return default if reset is None else max(reset, 0.0)
+def _words(made: Transition, after: Condition | None, now: float) -> str:
+    if after is None or made.after != COOLING:
+        return made.after if made.after != QUARANTINED else "quarantine"
+    return f"rest of {after.until - now:.1f} s"
 
 
 def _subjects(candidate: Candidate) -> tuple[str, ...]:

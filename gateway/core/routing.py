@@ -18,6 +18,16 @@ class Candidate:
     model: str
     price: Price | None
 
+    @property
+    def key(self) -> str:
+        """The same for every call of this deployment with this credential."""
+        return f"{self.deployment.subject}|{self.deployment.credential_subject}"
+
+    @property
+    def blamed(self) -> str:
+        """What an upstream's own failures are held against: its deployment, or where a pool stands behind that, the one that was called."""
+        return self.deployment.subject if self.deployment.pool is None else f"{self.deployment.credential_subject}:{self.model}"
+
 
 class Router:
     """`unpriced` is "free" or "refuse": what becomes of a candidate without a price."""

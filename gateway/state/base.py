@@ -1,4 +1,4 @@
-"""What workers share that may be lost: the protocols. `gateway.core.pool.MemoryCooldowns` is the one implementation of Cooldowns so far."""
+"""What workers share that may be lost: limits and queues, as values and a protocol. conditions.py has what else they share."""
 
 from __future__ import annotations
 
@@ -6,28 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-REQUESTS, TOKENS, CONCURRENCY, QUEUE = "requests", "tokens", "concurrency", "queue"
+REQUESTS, TOKENS, CONCURRENCY, QUEUE, DAY = "requests", "tokens", "concurrency", "queue", "requests_today"
 """What can be used up. A queue is no limit: who finds others waiting has to wait behind them."""
-
-
-class Cooldowns(Protocol):
-    """Who rests until when. A subject is "deployment:7", "credential:3" or "credential:3:gpt-4o"; times are monotonic seconds."""
-
-    def cool(self, subject: str, until: float, reason: str) -> None:
-        """Rest `subject` until then. A later end wins over an earlier one."""
-
-    def until(self, subject: str) -> float:
-        """When the rest ends; 0.0 where there is none."""
-
-    def reason(self, subject: str) -> str:
-        """Why it rests, in one word; "" where it does not."""
-
-    def clear(self, subject: str) -> None:
-        """End the rest now."""
-
-    def __len__(self) -> int:
-        """How many subjects rest, at most: some of them may be over."""
-        ...
 
 
 class StateUnavailable(Exception):

@@ -7,32 +7,27 @@ host's processes share and no clock change moves; a file belongs to one boot. Lo
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Line, Standing, StateUnavailable
+from gateway.state.base import CONCURRENCY, DAY, QUEUE, REQUESTS, TOKENS, Full, Limit, Line, Standing
+from gateway.state.file import StateFile
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, int], T]
 MINUTE_NS = 60_000_000_000
+DAY_MS = 86_400_000
 MOST_NS = 60 * MINUTE_NS
 """How far beyond now a bucket may be filled: one wrong figure of an upstream's shall not shut everybody out for days."""
-BLOCK_S = 0.005
-"""How long another worker's decision may block the hub. It takes microseconds, but on a busy machine its worker must get a core first."""
-PATIENCE_S, BUSY_WAIT_S = 1.0, 0.002
-"""Where the file is not to be had for so long, asked for so often, something else is wrong."""
 RETRY_S = 1.0
 """When to come back where nobody can tell."""
 PACE_SHARE = 0.2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cell (subject TEXT, resource TEXT, empty_at INTEGER, PRIMARY KEY (subject, resource)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tally (subject TEXT PRIMARY KEY, day INTEGER, count INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lease (subject TEXT, owner TEXT, call TEXT, PRIMARY KEY (subject, owner, call)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY, turn INTEGER, moved_at INTEGER, pace INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS waiter (seq INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT, call TEXT UNIQUE, owner TEXT, api_key INTEGER, turn INTEGER);
@@ -44,12 +39,16 @@ CREATE TABLE IF NOT EXISTS had_turn (queue TEXT, api_key INTEGER, turn INTEGER, 
 class SqliteLimits:
     """Of one worker, `owner`; `alive` tells whether the worker of such an id still runs. Opens its file at the first use, so it may be built before a fork."""
 
-    def __init__(self, directory: Path, owner: str, alive: Callable[[str], bool], clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._path = directory / f"state-{_boot()}.db"
-        self._owner, self._alive, self._clock = owner, alive, clock
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+    def __init__(
+        self,
+        directory: Path,
+        owner: str,
+        alive: Callable[[str], bool],
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._file = StateFile(directory, _SCHEMA)
+        self._owner, self._alive, self._clock, self._wall = owner, alive, clock, wall_ms
 
     def take(self, call: str, limits: Sequence[Limit], tokens: int, queue: str | None = None) -> Full | tuple[Standing, ...]:
         return self._run(lambda db, now: self._take(db, now, call, limits, tokens, queue))
@@ -69,6 +68,8 @@ class SqliteLimits:
                 if limit.concurrency is not None:
                     used = self._count(db, limit.subject, 1)
                     found.append(Standing(limit.subject, CONCURRENCY, limit.concurrency, max(limit.concurrency - used, 0), 0.0))
+                if limit.per_day is not None:
+                    found.append(self._today(db, limit.subject, limit.per_day))
             return tuple(found)
 
         return self._run(work)
@@ -109,12 +110,14 @@ class SqliteLimits:
     @property
     def exists(self) -> bool:
         """Whether a worker has used it since the host's last boot, as far as this user can see."""
-        return os.path.exists(self._path)
+        return self._file.exists
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock:
-            self._drop()
+        self._file.close()
+
+    def _run(self, work: Work[T]) -> T:
+        return self._file.run(lambda db: work(db, self._clock()))
 
     # decisions
 
@@ -137,14 +140,32 @@ class SqliteLimits:
                 if full is None and used >= limit.concurrency:
                     full = Full(limit.subject, CONCURRENCY, limit.concurrency, RETRY_S)
                 standings.append(Standing(limit.subject, CONCURRENCY, limit.concurrency, max(limit.concurrency - used, 0), 0.0))
+            if limit.per_day is not None:
+                standing = self._today(db, limit.subject, limit.per_day)
+                if full is None and standing.remaining < 1:
+                    full = Full(limit.subject, DAY, limit.per_day, standing.reset_s)
+                standings.append(standing)
         if full is not None:
             return Full(full.subject, full.resource, full.limit, full.retry_after_s, tuple(standings))
+        day = self._wall() // DAY_MS
+        for limit in [each for each in limits if each.per_day is not None]:
+            db.execute("UPDATE tally SET count = count + 1 WHERE subject = ? AND day = ?", (limit.subject, day))
         db.executemany("INSERT OR REPLACE INTO cell VALUES (?, ?, ?)", changed)
         db.executemany("INSERT INTO lease VALUES (?, ?, ?)", [(limit.subject, self._owner, call) for limit in limits if limit.concurrency is not None])
         if queue is not None and first is not None:
             _move_on(db, queue, call, first[1], now)
         after_take = {(subject, resource): empty_at for subject, resource, empty_at in changed}
         return tuple([_taken(standing, after_take.get((standing.subject, standing.resource)), now) for standing in standings])
+
+    def _today(self, db: sqlite3.Connection, subject: str, per_day: int) -> Standing:
+        """Of the calls of this UTC day; a new day begins with none."""
+        now = self._wall()
+        day = now // DAY_MS
+        row = db.execute("SELECT count FROM tally WHERE subject = ? AND day = ?", (subject, day)).fetchone()
+        if row is None:
+            db.execute("INSERT OR REPLACE INTO tally VALUES (?, ?, 0)", (subject, day))
+        count = 0 if row is None else int(row[0])
+        return Standing(subject, DAY, per_day, max(per_day - count, 0), ((day + 1) * DAY_MS - now) / 1000)
 
     def _correct(self, call: str, limits: Sequence[Limit], tokens: Callable[[int], int], requests: int) -> None:
         """Free the call's places, and move its buckets: by `tokens(rate)` nanoseconds, and by so many `requests`."""
@@ -190,94 +211,11 @@ class SqliteLimits:
             db.execute("DELETE FROM waiter WHERE owner = ?", (row[2],))
         return None
 
-    # the file
-
-    def _run(self, work: Work[T]) -> T:
-        """`work` in a transaction of its own. Nothing in it waits, so no other greenlet runs before its end."""
-        deadline, replaced = time.monotonic() + PATIENCE_S, False
-        while True:
-            try:
-                with self._lock:
-                    return self._once(work)
-            except sqlite3.Error as error:
-                busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-                damaged = not busy and not replaced and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-                if not (busy or damaged) or time.monotonic() > deadline:
-                    raise StateUnavailable(f"the state of the limits, {self._path.name}, cannot be used: {error}") from error
-                if damaged:
-                    replaced = True
-                    self._discard()
-            except OSError as error:
-                raise StateUnavailable(f"the state of the limits, {self._path.name}, cannot be used: {error.strerror}") from error
-            time.sleep(BUSY_WAIT_S)
-
-    def _once(self, work: Work[T]) -> T:
-        db = self._connection
-        if db is None or not self._is_current():
-            self._drop()
-            db = self._open()
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            result = work(db, self._clock())
-            db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-        return result
-
-    def _is_current(self) -> bool:
-        """Whether the open file is still the one that the others use: one of them may have replaced it, or somebody tidied up."""
-        try:
-            return os.stat(self._path).st_ino == self._inode
-        except FileNotFoundError:
-            return False
-
-    def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for other in self._path.parent.glob("state-*.db*"):
-            if not other.name.startswith(self._path.name):  # an earlier boot's
-                other.unlink(missing_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._inode = os.fstat(file).st_ino
-        os.close(file)
-        db = sqlite3.connect(self._path, timeout=BLOCK_S, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")
-            db.executescript(_SCHEMA)
-        except BaseException:
-            db.close()
-            raise
-        self._connection = db
-        return db
-
-    def _discard(self) -> None:
-        """The file is damaged: away with it, unless another worker has replaced it already."""
-        with self._lock, contextlib.suppress(OSError):
-            self._drop()
-            with open(self._path.parent / "state.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _sound(self._path):
-                    for suffix in ("-wal", "-shm", ""):
-                        Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
 
 def untouched(limit: Limit) -> list[Standing]:
     """Of a limit of which nothing is used."""
     numbers = ((REQUESTS, limit.rpm), (TOKENS, limit.tpm), (CONCURRENCY, limit.concurrency))
     return [Standing(limit.subject, resource, number, number, 0.0) for resource, number in numbers if number is not None]
-
-
-def _sound(path: Path) -> bool:
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=PATIENCE_S)) as db:
-        return bool(db.execute("PRAGMA quick_check").fetchone() == ("ok",))
-    return False
 
 
 def _rates(limit: Limit) -> list[tuple[str, int]]:
@@ -329,11 +267,3 @@ def _wait_s(db: sqlite3.Connection, queue: str) -> float:
     row = db.execute("SELECT pace FROM queue WHERE name = ?", (queue,)).fetchone()
     waiting = _one(db, "SELECT count(*) FROM waiter WHERE queue = ?", queue)
     return max(RETRY_S, row[0] / 1e9 * (waiting + 1)) if row is not None else RETRY_S
-
-
-def _boot() -> str:
-    """What tells this boot of the host from others: monotonic times of another mean nothing."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "boot"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from gateway.backend import Call, Headers
+from gateway.core.affinity import Affinity
 from gateway.core.dispatch import Dispatcher
 from gateway.core.drains import Drains
 from gateway.core.exchange import Attempt, Ending, Exchange, Reservation
 from gateway.core.head import Answer, read_head
 from gateway.core.ledger import Ledger
 from gateway.core.metering import Metered, Source
-from gateway.core.policies import Weighted
-from gateway.core.pool import MemoryCooldowns, Pool
+from gateway.core.policies import Policies, Weighted
 from gateway.core.relay import Relay
 from gateway.core.routing import Candidate
 from gateway.dialects.events import Usage
@@ -29,20 +29,28 @@ from gateway.store.catalog import Price
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import SSE, Books, Clock, Scripted, Step, StillClient, call, candidate, exchange, principal, reply
+from tests.factories import SSE, Books, Clock, Pooled, Scripted, Step, StillClient, call, candidate, exchange, principal, reply
 
 OK = [b'{"id":1}']
 STREAM = b'{"model":"m","stream":true}'
 
 
-class Attempts:
-    """A dispatcher on a clock, and what it needs. `draw` is the policy's chance."""
+class NoBindings:
+    """A store in which no conversation is bound."""
 
-    def __init__(self, draw: float = 0.0) -> None:
-        self.clock = Clock()
-        self.cooldowns = MemoryCooldowns(self.clock)
-        self.pool = Pool(self.cooldowns, self.clock, lambda: 1.0)
-        self.dispatcher = Dispatcher(self.pool, Weighted(lambda: draw), Metrics(), self.clock)
+    def read(self, work: Any) -> Any:
+        return None
+
+    def write(self, work: Any) -> Any:
+        raise AssertionError("nothing is bound here")
+
+
+class Attempts(Pooled):
+    """A dispatcher on a clock, and what it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dispatcher = Dispatcher(self.pool, Policies(Weighted(), lambda name: Weighted()), Affinity(NoBindings()), Metrics(), self.clock)  # type: ignore[arg-type]
 
     def send(self, *candidates: Candidate, made: Call | None = None, user: int = 1) -> tuple[Answer, Exchange]:
         ex = self.exchange(made, user)

@@ -71,7 +71,7 @@ def test_strangers_mistake_is_not_tried_again_and_gives_the_lease_back() -> None
     ex = stage.exchange()
     with pytest.raises(KeyError):
         stage.dispatcher.send(ex, [first])
-    assert stage.pool.in_flight == {"deployment:a": 0}
+    assert stage.pool.standings.in_flight == {"deployment:a|credential:a": 0}
     assert [attempt.outcome for attempt in ex.attempts] == ["internal_error"]
 
 
@@ -110,7 +110,7 @@ def test_retries_of_an_outage_are_bounded_over_all_calls() -> None:
 
 def test_excluded_candidates_are_told_with_the_reason_of_their_rest() -> None:
     stage = Attempts()
-    stage.cooldowns.cool("deployment:a", stage.clock.now + 5, "unreachable")
+    stage.cool("deployment:a", 5, "unreachable")
     _, ex = stage.send(served("a")[0], served("b", priority=1)[0])
     assert ex.excluded == {"a": "unreachable"}
 

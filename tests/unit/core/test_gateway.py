@@ -11,19 +11,22 @@ import pytest
 
 from gateway.backend import Call, Reply, Services, Target
 from gateway.core.admission import Admission
+from gateway.core.affinity import Affinity
 from gateway.core.catalog import Backends, Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.gateway import LAST_WORDS_S, Gateway
 from gateway.core.housekeeping import Housekeeping
-from gateway.core.policies import Weighted
-from gateway.core.pool import MemoryCooldowns, Pool
+from gateway.core.policies import Policies, Weighted
+from gateway.core.pool import Pool
 from gateway.core.routing import Router
+from gateway.core.transitions import Transitions
 from gateway.errors import Cancelled, Draining, GatewayError, ModelNotFound, PermissionDenied, SettleFailed, UpstreamError
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import Vault
 from gateway.settings import Settings
+from gateway.state.conditions import Conditions
 from gateway.store import catalog as rows
 from gateway.store import exchanges, ledger
 from gateway.store.database import Database
@@ -43,20 +46,23 @@ class Stage:
         self.database, self.metrics = database, Metrics()
         self.backends = Backends(Services())
         catalog = Catalog(database, Vault({1: b"m" * 32}, 1), self.backends, Settings().deadlines, None, lambda *secrets: None)
-        self.pool = Pool(MemoryCooldowns())
         self.presence = Presence(run_path)
+        limits, conditions = call_limits(catalog, run_path), Conditions(run_path)
+        transitions = Transitions(database, conditions, self.presence)
+        self.pool = Pool(conditions, transitions.tell, limits.lease, self.presence.owner, self.presence.alive)
         self.exchanges = OpenExchanges(self.presence.owner)
         books = Books(database, run_path, self.metrics, owner=self.presence.owner)
         self.gateway = Gateway(
             exchanges=self.exchanges,
             router=Router(catalog, "free"),
-            admission=Admission(call_limits(catalog, run_path), books.holds, catalog, False),
-            dispatcher=Dispatcher(self.pool, Weighted(), self.metrics),
+            admission=Admission(limits, books.holds, catalog, False),
+            dispatcher=Dispatcher(self.pool, Policies(Weighted(), lambda name: Weighted()), Affinity(database), self.metrics),
             ledger=books.ledger,
             housekeeping=Housekeeping(database, books.journal, books.ledger, books.holds, self.presence, run_path / "housekeeping.lock"),
             catalog=catalog,
             presence=self.presence,
             metrics=self.metrics,
+            transitions=transitions,
         )
         database.write(lambda: rows.create_deployment("d", rows.create_model("m", 0).id, "tests.factories:Scripted", 0))
         catalog.refresh()
@@ -74,7 +80,7 @@ class Stage:
         return self.database.read(lambda: exchanges.find_exchange(exchange.id))
 
     def nothing_is_held(self) -> bool:
-        return len(self.exchanges) == 0 and not any(self.pool.in_flight.values())
+        return len(self.exchanges) == 0 and not any(self.pool.standings.in_flight.values())
 
 
 @pytest.fixture

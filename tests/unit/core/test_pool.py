@@ -1,32 +1,58 @@
+"""What a failure costs whom, until when, who finds out whether it is over, and what is told of it."""
+
 from __future__ import annotations
 
 import pytest
 
-from gateway.core.pool import BACKOFF_S, FOREVER, TIDY_AT, WINDOW_S, MemoryCooldowns, Pool
+from gateway.core.blame import LONG_S, SHORT_S
+from gateway.core.exchange import Attempt, Exchange
+from gateway.core.pool import WINDOW_S, Lease, Rest
 from gateway.core.routing import Candidate
 from gateway.errors import UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from tests.factories import Clock, candidate
+from gateway.state.base import Limit
+from gateway.state.conditions import FOREVER
+from gateway.store.pools import Pool as PoolOf
+from tests.factories import Clock, Pooled, candidate, conditions, exchange, principal
 
-FIRST_S, LONGEST_S = BACKOFF_S
+FIRST_S, LONGEST_S = SHORT_S
+SPENT_S = LONG_S[0]
+SHARED = PoolOf(1, "shared")
 
 
-class Stage:
-    """A pool on a clock that stands still, with the longest jitter."""
+class Stage(Pooled):
+    """A pool on a clock that stands still, with the longest rests that chance allows."""
 
-    def __init__(self, jitter: float = 1.0) -> None:
-        self.clock = Clock()
-        self.cooldowns = MemoryCooldowns(self.clock)
-        self.pool = Pool(self.cooldowns, self.clock, lambda: jitter)
+    def call(self, one: Candidate, user: int = 1) -> Lease:
+        lease = self.pool.lease(one, self.asked(user))
+        assert isinstance(lease, Lease)
+        return lease
 
-    def fail(self, one: Candidate, error: UpstreamError, principal: int = 1, last_fit: bool = False, times: int = 1) -> None:
+    def asked(self, user: int = 1) -> Exchange:
+        ex = exchange(clock=self.clock)
+        ex.principal = principal(user, user)
+        return ex
+
+    def succeed(self, one: Candidate, user: int = 1) -> None:
+        lease = self.call(one, user)
+        self.pool.succeeded(one, lease)
+        lease.close()
+
+    def fail(self, one: Candidate, error: UpstreamError, principal: int = 1, last_fit: bool = False, times: int = 1, tried: int = 0) -> None:
         for _ in range(times):
-            self.pool.lease(one, principal).close()
-            self.pool.failed(one, error, principal, last_fit)
+            ex = self.asked(principal)
+            ex.attempts += [Attempt("d", None, "m", 0.0)] * tried
+            lease = self.pool.lease(one, ex)
+            self.pool.failed(one, error, ex, lease if isinstance(lease, Lease) else None, last_fit)
+            if isinstance(lease, Lease):
+                lease.close()
 
     def rest(self, one: Candidate) -> tuple[str, float] | None:
         """The reason, and the seconds from now."""
         found = self.pool.rest(one)
         return None if found is None else (found.reason, round(found.until - self.clock.now, 6))
+
+    def states(self) -> list[tuple[str, str, str]]:
+        return [(each.before, each.after, each.reason) for each in self.told]
 
 
 def refused(status: int, code: str | None = None, reset_s: float | None = None) -> UpstreamRefused:
@@ -40,10 +66,10 @@ def refused(status: int, code: str | None = None, reset_s: float | None = None) 
         (refused(401, "invalid_api_key"), ("quarantined", FOREVER)),
         (refused(401), None),
         (refused(401, "mystery"), None),
-        (refused(402), ("quota_spent", LONGEST_S)),
-        (refused(429, "insufficient_quota"), ("quota_spent", LONGEST_S)),
+        (refused(402), ("quota_spent", SPENT_S)),
+        (refused(429, "insufficient_quota"), ("quota_spent", SPENT_S)),
         (refused(429, "insufficient_quota", reset_s=7), ("quota_spent", 7)),
-        (refused(403), ("forbidden", LONGEST_S)),
+        (refused(403), ("forbidden", SPENT_S)),
         (refused(429), ("rate_limited", FIRST_S)),
         (refused(429, reset_s=31), ("rate_limited", 31)),
         (refused(429, reset_s=0), None),
@@ -114,21 +140,21 @@ def test_success_begins_the_count_anew() -> None:
     stage, one = Stage(), candidate("a")
     for _ in range(5):
         stage.fail(one, refused(500), times=2)
-        stage.pool.succeeded(one)
+        stage.succeed(one)
     assert stage.rest(one) is None
 
 
 def test_success_forgets_who_saw_it_fail() -> None:
     stage, one = Stage(), candidate("a")
     stage.fail(one, refused(500), principal=2)
-    stage.pool.succeeded(one)
+    stage.succeed(one)
     stage.fail(one, refused(500), principal=1, times=5)
     assert stage.rest(one) is None
 
 
 def test_failures_of_one_of_several_callers_do_not_rest_a_deployment() -> None:
     stage, one = Stage(), candidate("a")
-    stage.pool.lease(one, 2)
+    stage.call(one, 2).close()
     stage.fail(one, refused(500), principal=1, times=20)
     assert stage.rest(one) is None
 
@@ -144,14 +170,14 @@ def test_witness_of_long_ago_is_none() -> None:
     stage, one = Stage(), candidate("a")
     stage.fail(one, refused(500), principal=2)
     stage.clock.now += WINDOW_S + 0.1
-    stage.pool.lease(one, 2)
+    stage.call(one, 2).close()
     stage.fail(one, refused(500), principal=1, times=9)
     assert stage.rest(one) is None
 
 
 def test_caller_of_long_ago_does_not_count_as_another() -> None:
     stage, one = Stage(), candidate("a")
-    stage.pool.lease(one, 2)
+    stage.call(one, 2).close()
     stage.clock.now += WINDOW_S + 0.1
     stage.fail(one, refused(500), principal=1, times=3)
     assert stage.rest(one) is not None
@@ -159,27 +185,36 @@ def test_caller_of_long_ago_does_not_count_as_another() -> None:
 
 def test_the_only_caller_is_told_from_several_however_they_take_turns() -> None:
     stage, one = Stage(), candidate("a")
-    for principal in (1, 2, 1, 1, 2, 2, 1):
-        stage.pool.lease(one, principal)
+    for user in (1, 2, 1, 1, 2, 2, 1):
+        stage.call(one, user).close()
     stage.fail(one, refused(500), principal=1, times=9)
     assert stage.rest(one) is None
 
 
-def test_rests_double_up_to_a_minute_and_begin_anew_after_a_success() -> None:
+def test_rests_grow_up_to_a_minute_and_begin_anew_after_a_success() -> None:
     stage, one = Stage(), candidate("a")
     rests = []
-    for _ in range(7):
+    for _ in range(6):
         stage.fail(one, UpstreamUnreachable("no"))
-        rests.append(stage.cooldowns.until("deployment:a") - stage.clock.now)
+        rests.append((stage.rest(one) or ("", 0.0))[1])
         stage.clock.now += 100
-    assert rests == pytest.approx([2, 4, 8, 16, 32, 60, 60])
-    stage.pool.succeeded(one)
+    assert rests == pytest.approx([2, 6, 18, 54, 60, 60])
+    stage.succeed(one)
+    stage.fail(one, UpstreamUnreachable("no"))
+    assert stage.rest(one) == ("unreachable", FIRST_S)
+
+
+def test_the_next_rest_is_drawn_between_the_first_and_three_times_the_last() -> None:
+    stage, one = Stage(chance=0.0), candidate("a")
+    for _ in range(3):
+        stage.fail(one, UpstreamUnreachable("no"))
+        stage.clock.now += 100
     stage.fail(one, UpstreamUnreachable("no"))
     assert stage.rest(one) == ("unreachable", FIRST_S)
 
 
 def test_rest_is_shortened_by_chance_to_no_less_than_half() -> None:
-    stage, one = Stage(jitter=0.0), candidate("a")
+    stage, one = Stage(chance=0.0), candidate("a")
     stage.fail(one, UpstreamUnreachable("no"))
     assert stage.rest(one) == ("unreachable", FIRST_S / 2)
 
@@ -191,7 +226,7 @@ def test_calls_that_were_under_way_together_fail_once() -> None:
     stage.clock.now += FIRST_S
     assert stage.rest(one) is None
     stage.fail(one, UpstreamUnreachable("no"))
-    assert stage.rest(one) == ("unreachable", 2 * FIRST_S)
+    assert stage.rest(one) == ("unreachable", 3 * FIRST_S)
 
 
 def test_rate_limit_rests_the_credential_for_that_model_only() -> None:
@@ -221,43 +256,204 @@ def test_longest_of_the_rests_is_told() -> None:
 
 def test_lease_is_counted_until_it_is_closed_once() -> None:
     stage, one = Stage(), candidate("a")
-    first, second = stage.pool.lease(one, 1), stage.pool.lease(one, 1)
+    first, second = stage.call(one), stage.call(one)
     first.close()
     first.close()
-    assert stage.pool.in_flight == {"deployment:a": 1}
+    assert stage.pool.standings.busy(one) == 1
     second.close()
-    assert stage.pool.in_flight == {"deployment:a": 0}
+    assert stage.pool.standings.busy(one) == 0
 
 
-def test_later_end_of_a_rest_wins() -> None:
-    clock = Clock(10)
-    cooldowns = MemoryCooldowns(clock)
-    cooldowns.cool("s", 30, "long")
-    cooldowns.cool("s", 20, "short")
-    assert (cooldowns.until("s"), cooldowns.reason("s")) == (30, "long")
-    cooldowns.cool("s", 40, "longer")
-    assert (cooldowns.until("s"), cooldowns.reason("s")) == (40, "longer")
+# who finds out
 
 
-def test_rest_ends_by_itself_and_by_clearing() -> None:
-    clock = Clock(10)
-    cooldowns = MemoryCooldowns(clock)
-    cooldowns.cool("s", 20, "why")
-    cooldowns.cool("t", 20, "why")
-    cooldowns.clear("t")
-    assert (cooldowns.until("t"), cooldowns.reason("t")) == (0.0, "")
-    clock.now = 20
-    assert (cooldowns.until("s"), cooldowns.reason("s")) == (0.0, "")
-    cooldowns.cool("s", 25, "again")
-    assert cooldowns.reason("s") == "again"
+def test_a_rest_without_a_named_end_is_probed_by_one_call_and_the_others_wait() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(429))
+    stage.clock.now += FIRST_S
+    assert stage.rest(one) is None
+    probe = stage.call(one)
+    assert stage.rest(one) is not None
+    assert isinstance(stage.pool.lease(one, stage.asked()), Rest)
+    stage.pool.succeeded(one, probe)
+    assert stage.rest(one) is None
+    assert stage.states() == [("active", "cooling", "rate_limited"), ("cooling", "probing", "rate_limited"), ("probing", "active", "recovered")]
 
 
-def test_rests_that_are_over_do_not_pile_up_whatever_names_clients_invent() -> None:
-    clock = Clock(10)
-    cooldowns = MemoryCooldowns(clock)
-    cooldowns.cool("credential:1", FOREVER, "quarantined")
-    for number in range(5 * TIDY_AT):
-        cooldowns.cool(f"credential:2:{number}", clock.now + 1, "forbidden")
-        clock.now += 0.1
-    assert len(cooldowns) <= TIDY_AT
-    assert cooldowns.reason("credential:1") == "quarantined"
+def test_a_failed_probe_rests_longer_than_before() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(429))
+    stage.clock.now += FIRST_S
+    stage.fail(one, refused(429))
+    assert stage.rest(one) == ("rate_limited", 3 * FIRST_S)
+
+
+def test_one_failure_of_a_probe_is_enough() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(500), times=3)
+    stage.clock.now += FIRST_S
+    stage.fail(one, refused(500))
+    assert stage.rest(one) == ("failing", 3 * FIRST_S)
+
+
+def test_a_probe_that_was_given_up_is_anothers_to_make() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(429))
+    stage.clock.now += FIRST_S
+    stage.call(one).close()
+    assert stage.rest(one) is None
+    stage.succeed(one)
+    assert stage.states()[-1] == ("probing", "active", "recovered")
+
+
+def test_a_clients_mistake_shows_that_the_upstream_is_back() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, UpstreamUnreachable("no"))
+    stage.clock.now += FIRST_S
+    stage.fail(one, refused(400))
+    assert (stage.rest(one), stage.states()[-1]) == (None, ("probing", "active", "recovered"))
+
+
+def test_a_refusal_that_blames_the_credential_shows_that_the_deployment_is_back() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, UpstreamUnreachable("no"))
+    stage.clock.now += FIRST_S
+    stage.fail(one, refused(429, reset_s=30))
+    assert stage.rest(one) == ("rate_limited", 30)
+    assert stage.rest(candidate("a", "other")) is None
+
+
+def test_a_rest_whose_end_was_named_ends_then_for_everybody() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(429, reset_s=30))
+    stage.clock.now += 30
+    first, second = stage.call(one), stage.call(one)
+    assert (first.probes, second.probes) == ([], [])
+
+
+def test_a_prober_whose_worker_is_gone_does_not_block_the_others() -> None:
+    shared, clock = conditions(), Clock()
+    gone, here = Stage(clock, shared=shared, owner="gone"), Stage(clock, shared=shared, owner="here")
+    here.pool._alive = lambda owner: owner != "gone"
+    one = candidate("a")
+    gone.fail(one, refused(429))
+    clock.now += FIRST_S
+    gone.call(one)
+    assert here.rest(one) is None
+    here.succeed(one)
+    assert here.rest(one) is None
+
+
+def test_where_there_is_no_other_a_deployment_is_called_also_while_it_is_probed() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, UpstreamUnreachable("no"))
+    stage.clock.now += FIRST_S
+    stage.call(one)
+    assert isinstance(stage.pool.lease(one, stage.asked()), Rest)
+    assert isinstance(stage.pool.lease(one, stage.asked(), last=True), Lease)
+
+
+def test_workers_see_each_others_rests_at_once() -> None:
+    shared, clock = conditions(), Clock()
+    first, second = Stage(clock, shared=shared, owner="a"), Stage(clock, shared=shared, owner="b")
+    one = candidate("a")
+    first.fail(one, refused(401, "invalid_api_key"))
+    assert second.rest(one) == ("quarantined", FOREVER)
+
+
+def test_failures_that_different_workers_saw_add_up() -> None:
+    shared, clock = conditions(), Clock()
+    stages = [Stage(clock, shared=shared, owner=str(number)) for number in range(3)]
+    one = candidate("a")
+    for stage in stages:
+        stage.fail(one, refused(500))
+    assert stages[0].rest(one) == ("failing", FIRST_S)
+
+
+def test_who_called_in_another_worker_is_no_less_another_caller() -> None:
+    shared, clock = conditions(), Clock()
+    first, second = Stage(clock, shared=shared, owner="a"), Stage(clock, shared=shared, owner="b")
+    one = candidate("a")
+    second.succeed(one, user=2)
+    first.fail(one, refused(500), times=9)
+    assert first.rest(one) is None
+
+
+# pools and limits
+
+
+def test_behind_a_pool_an_upstreams_failures_rest_the_credential_that_was_called() -> None:
+    stage = Stage()
+    one = candidate("a", pool=SHARED, credential_subject="credential:1.1")
+    other = candidate("a", pool=SHARED, credential_subject="credential:2.1")
+    for _ in range(3):
+        stage.succeed(other)
+        stage.fail(one, refused(500))
+    assert stage.rest(one) == ("failing", FIRST_S)
+    assert stage.rest(other) is None
+
+
+def test_the_last_fit_credential_is_not_rested_on_a_guess_by_a_calls_further_attempts() -> None:
+    stage, one = Stage(), candidate("a", pool=SHARED)
+    stage.fail(one, refused(429), last_fit=True, tried=2)
+    assert stage.rest(one) is None
+    stage.fail(one, refused(429, reset_s=9), last_fit=True, tried=2)
+    assert stage.rest(one) == ("rate_limited", 9)
+
+
+def test_a_credential_at_its_limits_is_not_leased_and_its_probe_stays_due() -> None:
+    stage, one = Stage(), candidate("a", limit=Limit("credential:1", rpm=1))
+    stage.pool._take = lambda exchange, limit, attempt: Rest("requests", stage.clock.now + 7)
+    stage.fail(one, refused(429))
+    stage.clock.now += FIRST_S
+    assert stage.pool.lease(one, stage.asked()) == Rest("requests", stage.clock.now + 7)
+    assert stage.rest(one) is None
+
+
+def test_an_expired_secret_is_not_fit_and_is_told_once() -> None:
+    stage = Stage()
+    one = candidate("a", expires_at=stage._wall() + 1000)
+    assert stage.rest(one) is None
+    stage.clock.now += 1
+    assert stage.rest(one) == ("expired", FOREVER)
+    for _ in range(3):
+        stage.pool.sweep([one.deployment])
+    assert stage.states() == [("active", "expired", "expired")]
+
+
+def test_a_named_end_is_told_without_a_call() -> None:
+    stage, one = Stage(), candidate("a")
+    stage.fail(one, refused(429, reset_s=30))
+    stage.clock.now += 29
+    stage.pool.sweep([one.deployment])
+    assert len(stage.told) == 1
+    stage.clock.now += 1
+    stage.pool.sweep([one.deployment])
+    assert (stage.states()[-1], stage.told[-1].model) == (("cooling", "active", "recovered"), "m")
+
+
+# what is told
+
+
+def test_a_transition_has_its_evidence_and_no_secret() -> None:
+    stage, one = Stage(), candidate("a")
+    body = b'{"error":{"message":"Key sk-secret\\nof sk-other-key is over its limit"}}'
+    headers = (("retry-after", "30"), ("set-cookie", "session=1"))
+    ex = stage.asked()
+    stage.pool.failed(one, UpstreamRefused(429, headers, body, reset_s=30), ex, None, False)
+    (told,) = stage.told
+    assert told.evidence["status"] == 429
+    assert told.evidence["headers"] == {"retry-after": "30"}
+    assert "over its limit" in told.evidence["excerpt"]
+    assert "sk-" not in str(told.evidence)
+    assert (told.credential, told.deployment, told.model, told.exchange, told.host) == ("a-key", None, "m", ex.id, "owner")
+    assert told.until_at == stage._wall() + 30_000
+
+
+def test_many_names_that_clients_invent_do_not_pile_up() -> None:
+    stage = Stage()
+    for number in range(2_100):
+        stage.fail(candidate("a", f"m{number}"), refused(429, reset_s=1))
+    stage.clock.now += 2
+    stage.pool.sweep([])
+    assert len(stage.conditions.current()) < 100
