@@ -12,7 +12,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, ClassVar, Protocol, runtime_checkable
 from urllib.parse import quote, unquote, urlsplit
@@ -192,13 +192,17 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an attempt goes, and through which proxy. `model` is the upstream's name; the call's body already carries it."""
+    """Where an attempt goes, and through which proxy. `model` is the upstream's name; the call's body already carries it.
+
+    `extras` are what some credentials hold beside their secret, by name ("puid").
+    """
 
     base_url: str
     model: str
     secret: Secret
     deadlines: Deadlines
     proxy: Proxy | None = None
+    extras: Mapping[str, Secret] = field(default_factory=dict, hash=False)
 
 
 @dataclass(slots=True)
