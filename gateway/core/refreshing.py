@@ -56,7 +56,7 @@ class Due:
 
 
 class Refresher:
-    """`learn` is told what must not be shown in a log."""
+    """`learn` is told what must not be shown in a log. `keep_again_s`: between tries to commit what an issuer gave, while the database is away."""
 
     def __init__(
         self,
@@ -68,9 +68,11 @@ class Refresher:
         learn: Callable[..., None] = lambda *secrets: None,
         clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        keep_again_s: float = KEEP_AGAIN_S,
     ) -> None:
         self._database, self._catalog, self._secrets, self._presence = database, catalog, secrets, presence
         self._quarantine, self._learn, self._clock, self._wall_ms = quarantine, learn, clock, wall_ms
+        self._keep_again_s = keep_again_s
         self._busy: set[int] = set()
         self._look_at = 0.0
 
@@ -186,7 +188,7 @@ class Refresher:
                 kept = self._database.write(partial(refreshes.got, credential.id, credential.version, self._presence.owner, sealed))
             except StoreUnavailable as error:
                 log.error("what the issuer gave for credential %s cannot be kept yet: %s", credential.label, error)
-                time.sleep(KEEP_AGAIN_S)
+                time.sleep(self._keep_again_s)
                 continue
             if not kept:
                 log.warning("the secret of credential %s was refreshed by another worker at the same time", credential.label)
