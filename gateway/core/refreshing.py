@@ -83,9 +83,13 @@ class Refresher:
         self._look_at = self._clock() + LOOK_EVERY_S
         try:
             for due in self.due():
-                if due.credential not in self._busy and len(self._busy) < AT_ONCE:
-                    self._busy.add(due.credential)
-                    spawn(partial(self._run, due), "refresh")
+                if due.credential in self._busy:
+                    continue
+                if len(self._busy) >= AT_ONCE:
+                    self._look_at = self._clock()  # more wait than may run: the next tick goes on
+                    return
+                self._busy.add(due.credential)
+                spawn(partial(self._run, due), "refresh")
         except GatewayError as error:
             log.debug("refreshes wait: %s", error)
         except Exception as error:  # housekeeping's task: the loop must go on

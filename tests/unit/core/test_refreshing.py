@@ -17,7 +17,7 @@ import pytest
 
 from gateway.backend import Deadlines, Refreshed, Refreshes, Secret, Services
 from gateway.core.catalog import Backends, Catalog
-from gateway.core.refreshing import APART_MS, ASK_S, LEASE_MS, REASON, Due, Refresher, refresh_at
+from gateway.core.refreshing import APART_MS, ASK_S, AT_ONCE, LEASE_MS, REASON, Due, Refresher, refresh_at
 from gateway.core.upstream_secrets import fingerprint
 from gateway.errors import StoreUnavailable, UpstreamError
 from gateway.operations import credentials as operations
@@ -453,6 +453,18 @@ def test_a_tick_waits_for_no_issuer_and_starts_each_refresh_once(stage: Stage, i
     assert time.monotonic() - began < 0.25
     wait(lambda: stage.current().version == 2)
     assert (len(issuer.requests), issuer.requests[0].at >= began) == (1, True)
+
+
+def test_more_than_may_run_at_once_go_on_at_the_next_tick(bare: Stage, issuer: Issuer) -> None:
+    issuer.lenient, issuer.delay_s = True, 0.2
+    for number in range(AT_ONCE + 2):
+        bare.deploy(bare.credential(f"c{number}", f"{OLD}-{number}"), name=f"d{number}")
+    bare.refresher.tick()
+    issuer.wait_requests(AT_ONCE)
+    wait(lambda: sum(item.version == 2 for item in bare.database.read(pools.list_credentials)) == AT_ONCE)
+    assert len(issuer.requests) == AT_ONCE
+    wait(lambda: bare.refresher.tick() is None and len(issuer.requests) == AT_ONCE + 2)
+    wait(lambda: {item.version for item in bare.database.read(pools.list_credentials)} == {2})
 
 
 def test_a_tick_looks_once_in_a_while(stage: Stage) -> None:
