@@ -342,3 +342,31 @@ class ListsModels(Protocol):
 
     def models(self, target: Target, deadline: float) -> list[str]:
         """Upstream names, before `deadline` (monotonic). Raises UpstreamError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What an issuer gave in place of a secret.
+
+    `extras`: those that change with it, such as the next "refresh_token"; what is not named stays. `expires_at`: Unix milliseconds,
+    None where the issuer did not say: then a JWT says it itself.
+    """
+
+    secret: Secret
+    extras: Mapping[str, Secret] = field(default_factory=dict)
+    expires_at: int | None = None
+
+
+@runtime_checkable
+class Refreshes(Protocol):
+    """A backend that can have a target's secret replaced by its issuer, with what `target.extras` holds: "refresh_token"."""
+
+    def refresh(self, target: Target, deadline: float) -> Refreshed:
+        """Ask the issuer once, before `deadline` (monotonic).
+
+        A refresh token may work only once. The caller sees to it that one worker at a time asks for a credential, has written that it
+        will before it calls, and keeps what is returned before it is used. The implementer makes one upstream call, and none again,
+        whatever it is answered. Raises UpstreamError: an UpstreamRefused whose `blame` is CREDENTIAL_INVALID says that the refresh token
+        is dead, and the credential is quarantined; after any other the caller asks again later. Raises BadRequest where it was not told
+        whom to ask.
+        """

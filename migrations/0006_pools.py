@@ -101,6 +101,7 @@ COLUMNS = (
     ("credential", "proxy", TextField(null=True)),
     ("credential", "proxy_sealed", BlobField(null=True)),
     ("credential", "expires_at", BigIntegerField(null=True)),
+    ("credential", "replaced_at", BigIntegerField(null=True)),
     ("credential", "draining_at", BigIntegerField(null=True)),
     ("credential", "tags", TextField(null=True)),
     ("credential", "notes", TextField(null=True)),

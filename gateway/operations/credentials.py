@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.backend import Proxy, Secret
+from gateway.core.upstream_secrets import checked, expiry, fingerprint, hint
 from gateway.errors import BadRequest, NotFound
 from gateway.operations.limits import MOST
 from gateway.operations.names import check_name
-from gateway.secrets import KeyHasher, Secrets, Vault
+from gateway.secrets import Secrets, Vault
 from gateway.store import catalog, pools
 from gateway.store.catalog import Deployment
 from gateway.store.database import Conflict, Database
 from gateway.store.pools import Credential, CredentialFields, credential_place, credential_proxy_place, extras_place
-
-HINT_CHARACTERS = 4
-HINTED_FROM = 16
-"""A shorter secret is not hinted at: 4 characters of it would be too large a part."""
-
 
 MAX_WEIGHT, MAX_TAGS, MAX_NOTES = 1_000_000, 20, 2_000
 _NUMBERS = (("weight", MAX_WEIGHT), ("rpm", MOST), ("tpm", MOST), ("concurrency", MOST), ("per_day", MOST))
@@ -58,16 +52,16 @@ class CredentialWishes:
 def create_credential(database: Database, secrets: Secrets, label: str, secret: Secret, at: int, wishes: CredentialWishes | None = None) -> Credential:
     """Raises BadRequest for a label or a secret that cannot be one, Conflict for a label that is taken."""
     check_name("credential", label)
-    plain, wishes = _checked(secret), wishes or CredentialWishes()
+    plain, wishes = checked(secret), wishes or CredentialWishes()
     fields = _fields(wishes)
     fields.setdefault("expires_at", expiry(plain))
-    fields["fingerprint"] = _fingerprint(secrets.hasher, plain)
+    fields["fingerprint"] = fingerprint(secrets.hasher, plain)
 
     def create() -> Credential:
         if pools.find_credential(label) is not None:
             raise Conflict(f"there is a credential {label} already; `gateway credential replace` gives it another secret")
         seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
-        made = pools.create_credential(label, _hint(plain), at, seal, wishes.pool, **fields)
+        made = pools.create_credential(label, hint(plain), at, seal, wishes.pool, **fields)
         sealed = _sealed(secrets.vault, made.id, wishes)
         return pools.set_credential(made.id, **sealed) if sealed else made
 
@@ -76,12 +70,12 @@ def create_credential(database: Database, secrets: Secrets, label: str, secret: 
 
 def replace_secret(database: Database, secrets: Secrets, label: str, secret: Secret) -> Credential:
     """The deployments that use it present the new secret within a second. Raises BadRequest, NotFound."""
-    plain = _checked(secret)
+    plain = checked(secret)
 
     def replace() -> Credential:
         seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
-        found, fingerprint = required_credential(label), _fingerprint(secrets.hasher, plain)
-        return pools.replace_secret(found.id, _hint(plain), seal, expires_at=expiry(plain), fingerprint=fingerprint)
+        found, mark = required_credential(label), fingerprint(secrets.hasher, plain)
+        return pools.replace_secret(found.id, hint(plain), seal, expires_at=expiry(plain), replaced_at=None, fingerprint=mark)
 
     return database.write(replace)
 
@@ -105,19 +99,6 @@ def set_credential(database: Database, vault: Vault, label: str, wishes: Credent
 def drain_credential(database: Database, label: str, at: int | None) -> Credential:
     """Give it no new conversation; those that are bound to it go on. None ends that. Raises NotFound."""
     return database.write(lambda: pools.set_credential(required_credential(label).id, draining_at=at))
-
-
-def expiry(secret: str) -> int | None:
-    """When a JWT expires by its `exp`, in Unix milliseconds; None for what is no JWT, or names no end. RFC 7519, section 4.1.4."""
-    parts = secret.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, binascii.Error, RecursionError):
-        return None
-    exp = claims.get("exp") if isinstance(claims, dict) else None
-    return int(exp * 1000) if isinstance(exp, (int, float)) and not isinstance(exp, bool) and 0 < exp < 1e11 else None
 
 
 def _fields(wishes: CredentialWishes) -> CredentialFields:
@@ -155,14 +136,9 @@ def _sealed(vault: Vault, number: int, wishes: CredentialWishes) -> CredentialFi
         fields["proxy"] = None if proxy is None else str(proxy)
         fields["proxy_sealed"] = None if proxy is None else vault.seal(proxy.url, credential_proxy_place(number))
     if wishes.extras is not None:
-        plain = {name: _checked(value) for name, value in wishes.extras.items()}
+        plain = {name: checked(value) for name, value in wishes.extras.items()}
         fields["extras"] = vault.seal(json.dumps(plain), extras_place(number)) if plain else None
     return fields
-
-
-def _fingerprint(hasher: KeyHasher, plain: str) -> str:
-    """By which the same secret is recognised; nobody without the pepper can tell it from the secret."""
-    return hasher.hash(f"credential {plain}")
 
 
 def list_credentials(database: Database) -> list[UsedCredential]:
@@ -204,17 +180,3 @@ def required_credential(label: str) -> Credential:
     if credential is None:
         raise NotFound(f"there is no credential {label!r}; `gateway credential list` shows them")
     return credential
-
-
-def _checked(secret: Secret) -> str:
-    """The secret as it goes into a header, where a line break would begin another."""
-    plain = secret.reveal().strip()
-    if not plain:
-        raise BadRequest("the secret is empty")
-    if not plain.isascii() or not plain.isprintable() or " " in plain:
-        raise BadRequest("the secret must be printable ASCII characters without spaces or line breaks")
-    return plain
-
-
-def _hint(plain: str) -> str:
-    return plain[-HINT_CHARACTERS:] if len(plain) >= HINTED_FROM else ""

@@ -140,7 +140,8 @@ class CredentialRow(Row):
 
     `extras`: what is presented beside the secret, a sealed JSON object of texts; null for nothing. `weight`: null for 1. The limits, `per_day`
     calls of a UTC day among them: null for unlimited. `proxy` is the proxy's URL as it is shown; null for the deployment's. `expires_at`: when
-    the secret stops working; `draining_at`: since when it takes no new conversation.
+    the secret stops working; `replaced_at`: when its issuer gave it, null where an operator did; `draining_at`: since when it takes no new
+    conversation.
     """
 
     id = AutoField()
@@ -160,6 +161,7 @@ class CredentialRow(Row):
     proxy = TextField(null=True)
     proxy_sealed = BlobField(null=True)
     expires_at = BigIntegerField(null=True)
+    replaced_at = BigIntegerField(null=True)
     draining_at = BigIntegerField(null=True)
     tags = JsonField(null=True)
     notes = TextField(null=True)

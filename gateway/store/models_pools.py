@@ -6,6 +6,9 @@ from peewee import BigAutoField, BigIntegerField, BlobField, BooleanField, Doubl
 
 from gateway.store.models import JsonField, PoolRow, Row
 
+ASKED, GOT, FAILED, REFUSED = "asked", "got", "failed", "refused"
+"""What became of a refresh."""
+
 
 class ConditionRow(Row):
     """What keeps a subject from being called. A subject is "deployment:7", "credential:3.1" (the first version of its secret) or "credential:3.1:MODEL".
@@ -63,7 +66,8 @@ class ConversationRow(Row):
 class RefreshRow(Row):
     """That a credential's secret is being replaced: written before its issuer is asked. `version`: of the secret that is to be replaced.
 
-    `state`: "asked", then "got" with what the issuer gave, sealed; the row goes when it is in force. `deadline`: in the database's own time.
+    `state`: "asked", then "got" with what the issuer gave, sealed; the row goes when it is in force. "failed": it is asked again after `deadline`;
+    "refused": not before the credential changes. `at`: when it was first asked for. Both times are the database's own.
     """
 
     credential = IntegerField(primary_key=True)

@@ -10,7 +10,9 @@ from peewee import Expression
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
-from gateway.store.models import CredentialRow, DeploymentRow, PoolRow
+from gateway.store.models import CredentialRow, DeploymentRow, PoolRow, database
+from gateway.store.models_pools import FAILED, REFUSED, RefreshRow
+from gateway.store.statements import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class CredentialFields(TypedDict, total=False):
     proxy_sealed: bytes | None
     extras: bytes | None
     expires_at: int | None
+    replaced_at: int | None
     draining_at: int | None
     tags: list[str] | None
     notes: str | None
@@ -63,6 +66,7 @@ class Credential:
     proxy_sealed: bytes | None = field(default=None, repr=False)
     extras: bytes | None = field(default=None, repr=False)
     expires_at: int | None = None
+    replaced_at: int | None = None
     draining_at: int | None = None
     tags: tuple[str, ...] = ()
     notes: str = ""
@@ -131,10 +135,12 @@ def create_credential(label: str, hint: str, at: int, seal: Callable[[int], byte
 
 
 def set_credential(credential_id: int, **changed: Unpack[CredentialFields]) -> Credential:
-    """Raises NotFound."""
+    """With other extras, a refresh that failed or was refused is forgotten: it may be asked for with these. Raises NotFound."""
     unknown = set(changed) - set(CredentialFields.__annotations__)
     if unknown or not changed:
         raise TypeError(f"not a credential's field: {', '.join(sorted(unknown)) or 'none named'}")
+    if "extras" in changed:
+        RefreshRow.delete().where((RefreshRow.credential == credential_id) & RefreshRow.state.in_((FAILED, REFUSED))).execute()
     _apply(CredentialRow.update(**changed).where(CredentialRow.id == credential_id).execute(), credential_id)
     return _existing(credential_id)
 
@@ -165,6 +171,17 @@ def find_credential(label: str) -> Credential | None:
     return found[0] if found else None
 
 
+def locked_credential(credential_id: int) -> Credential | None:
+    """Nobody changes it until the transaction ends."""
+    found = locked(database, "SELECT id FROM credential WHERE id = ?", (credential_id,))
+    return _existing(credential_id) if found else None
+
+
+def expiring_credentials() -> list[Credential]:
+    """Those in use whose secrets end at a known time, and that have extras."""
+    return _credentials(CredentialRow.expires_at.is_null(False) & CredentialRow.extras.is_null(False) & CredentialRow.disabled_at.is_null())
+
+
 def set_credential_disabled(credential_id: int, at: int | None) -> Credential:
     """None enables it again. Raises NotFound."""
     _apply(CredentialRow.update(disabled_at=at).where(CredentialRow.id == credential_id).execute(), credential_id)
@@ -174,6 +191,7 @@ def set_credential_disabled(credential_id: int, at: int | None) -> Credential:
 def delete_credential(credential_id: int) -> None:
     """A pool that is left empty, and that no deployment names, goes with it. Raises NotFound, or Conflict while a deployment uses it."""
     pool_id = _existing(credential_id).pool_id
+    RefreshRow.delete().where(RefreshRow.credential == credential_id).execute()  # SQLite may give the id to another
     CredentialRow.delete().where(CredentialRow.id == credential_id).execute()
     _tidy(pool_id)
     raise_generation()
@@ -227,6 +245,7 @@ def _credential(row: CredentialRow) -> Credential:
         proxy_sealed=None if row.proxy_sealed is None else bytes(row.proxy_sealed),
         extras=None if row.extras is None else bytes(row.extras),
         expires_at=row.expires_at,
+        replaced_at=row.replaced_at,
         draining_at=row.draining_at,
         tags=tuple(row.tags or ()),
         notes=row.notes or "",

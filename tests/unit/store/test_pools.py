@@ -87,6 +87,7 @@ def test_every_field_of_a_credential_can_be_set_and_taken_back(database: Databas
         "proxy_sealed": b"sealed",
         "extras": b"more",
         "expires_at": 5,
+        "replaced_at": 5,
         "draining_at": 6,
         "tags": ["eu"],
         "notes": "of ann",
