@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gateway.backend import Proxy, Secret
 from gateway.errors import BadRequest, NotFound
@@ -16,7 +17,7 @@ from gateway.secrets import KeyHasher, Secrets, Vault
 from gateway.store import catalog, pools
 from gateway.store.catalog import Deployment
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential, CredentialFields, credential_place, credential_proxy_place, extras_place
+from gateway.store.pools import Credential, CredentialFields, NewCredential, credential_place, credential_proxy_place, extras_place
 
 HINT_CHARACTERS = 4
 HINTED_FROM = 16
@@ -58,30 +59,39 @@ class CredentialWishes:
 def create_credential(database: Database, secrets: Secrets, label: str, secret: Secret, at: int, wishes: CredentialWishes | None = None) -> Credential:
     """Raises BadRequest for a label or a secret that cannot be one, Conflict for a label that is taken."""
     check_name("credential", label)
-    plain, wishes = _checked(secret), wishes or CredentialWishes()
-    fields = _fields(wishes)
-    fields.setdefault("expires_at", expiry(plain))
-    fields["fingerprint"] = _fingerprint(secrets.hasher, plain)
+    new = new_credential(secrets, secret, wishes or CredentialWishes())
 
     def create() -> Credential:
         if pools.find_credential(label) is not None:
             raise Conflict(f"there is a credential {label} already; `gateway credential replace` gives it another secret")
-        seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
-        made = pools.create_credential(label, _hint(plain), at, seal, wishes.pool, **fields)
-        sealed = _sealed(secrets.vault, made.id, wishes)
-        return pools.set_credential(made.id, **sealed) if sealed else made
+        (made,) = pools.create_credentials([replace(new, label=label, pool=new.pool or label)], at)
+        return made
 
     return database.write(create)
 
 
+def new_credential(secrets: Secrets, secret: Secret, wishes: CredentialWishes) -> NewCredential:
+    """A credential that is checked and only wants its label, and its pool where none was wished. Raises BadRequest, which does not repeat the secret."""
+    plain, fields = checked_secret(secret), _fields(wishes)
+    fields.setdefault("expires_at", expiry(plain))
+    fields["fingerprint"] = fingerprint(secrets.hasher, plain)
+    for extra in (wishes.extras or {}).values():
+        checked_secret(extra)
+
+    def seal(number: int) -> tuple[bytes, CredentialFields]:
+        return secrets.vault.seal(plain, credential_place(number)), _sealed(secrets.vault, number, wishes)
+
+    return NewCredential("", wishes.pool or "", _hint(plain), fields, seal)
+
+
 def replace_secret(database: Database, secrets: Secrets, label: str, secret: Secret) -> Credential:
     """The deployments that use it present the new secret within a second. Raises BadRequest, NotFound."""
-    plain = _checked(secret)
+    plain = checked_secret(secret)
 
     def replace() -> Credential:
         seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
-        found, fingerprint = required_credential(label), _fingerprint(secrets.hasher, plain)
-        return pools.replace_secret(found.id, _hint(plain), seal, expires_at=expiry(plain), fingerprint=fingerprint)
+        found, mark = required_credential(label), fingerprint(secrets.hasher, plain)
+        return pools.replace_secret(found.id, _hint(plain), seal, expires_at=expiry(plain), fingerprint=mark)
 
     return database.write(replace)
 
@@ -109,15 +119,27 @@ def drain_credential(database: Database, label: str, at: int | None) -> Credenti
 
 def expiry(secret: str) -> int | None:
     """When a JWT expires by its `exp`, in Unix milliseconds; None for what is no JWT, or names no end. RFC 7519, section 4.1.4."""
+    exp = claims(secret).get("exp")
+    return int(exp * 1000) if isinstance(exp, (int, float)) and not isinstance(exp, bool) and 0 < exp < 1e11 else None
+
+
+def claims(secret: str) -> Mapping[str, Any]:
+    """What a JWT says of itself, unverified: it is ours to send, not to believe. Empty for what is no JWT."""
     parts = secret.split(".")
-    if len(parts) != 3:
-        return None
+    found = _decoded(parts[1]) if len(parts) == 3 else None
+    return found if isinstance(found, dict) else {}
+
+
+def is_jwt(secret: str) -> bool:
+    header, _, rest = secret.partition(".")
+    return bool(claims(secret)) and isinstance(_decoded(header), dict) and bool(rest.partition(".")[2])
+
+
+def _decoded(part: str) -> Any:
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    exp = claims.get("exp") if isinstance(claims, dict) else None
-    return int(exp * 1000) if isinstance(exp, (int, float)) and not isinstance(exp, bool) and 0 < exp < 1e11 else None
 
 
 def _fields(wishes: CredentialWishes) -> CredentialFields:
@@ -155,12 +177,12 @@ def _sealed(vault: Vault, number: int, wishes: CredentialWishes) -> CredentialFi
         fields["proxy"] = None if proxy is None else str(proxy)
         fields["proxy_sealed"] = None if proxy is None else vault.seal(proxy.url, credential_proxy_place(number))
     if wishes.extras is not None:
-        plain = {name: _checked(value) for name, value in wishes.extras.items()}
+        plain = {name: checked_secret(value) for name, value in wishes.extras.items()}
         fields["extras"] = vault.seal(json.dumps(plain), extras_place(number)) if plain else None
     return fields
 
 
-def _fingerprint(hasher: KeyHasher, plain: str) -> str:
+def fingerprint(hasher: KeyHasher, plain: str) -> str:
     """By which the same secret is recognised; nobody without the pepper can tell it from the secret."""
     return hasher.hash(f"credential {plain}")
 
@@ -206,7 +228,7 @@ def required_credential(label: str) -> Credential:
     return credential
 
 
-def _checked(secret: Secret) -> str:
+def checked_secret(secret: Secret) -> str:
     """The secret as it goes into a header, where a line break would begin another."""
     plain = secret.reveal().strip()
     if not plain:
