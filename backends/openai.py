@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from backends.http import Response, Transport
+from backends.refusal import MODELS_BYTES, parsed, read, refused_body, reset_seconds
 from gateway.backend import Backend, Body, Call, Cancellation, Headers, Reply, Services, Target
-from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused
-
-ERROR_BODY_BYTES = 1 << 18
-MODELS_BYTES = 4 << 20
-MAX_RESET_S = 86_400.0
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S: Mapping[str, float] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+from gateway.errors import UpstreamProtocolError, UpstreamRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +63,7 @@ class OpenAI(Backend):
         )
         if response.status != 200:
             raise refusal(response)
-        document = _json(_read(response, MODELS_BYTES))
+        document = parsed(read(response, MODELS_BYTES))
         listed = document.get("data") if isinstance(document, Mapping) else None
         if not isinstance(listed, list):
             raise UpstreamProtocolError("The upstream's list of models is not one.")
@@ -84,16 +76,10 @@ class OpenAI(Backend):
         return (("authorization", "Bearer " + target.secret.reveal()), *self._own_headers)
 
 
-def refusal(response: Response) -> UpstreamError:
-    """The error that a status of 300 and above means. Reads its body, for as long as the transport lets it, and closes the response."""
-    if response.status < 400:
-        response.close()
-        return UpstreamProtocolError("The upstream answered with a redirect, which is never followed.")
-    try:
-        body = _read(response, ERROR_BODY_BYTES)
-    except UpstreamError:
-        body = b""  # the status says enough
-    document = _json(body)
+def refusal(response: Response) -> UpstreamRefused:
+    """The error that a status of 400 and above means. Raises UpstreamProtocolError for a redirect; closes the response."""
+    body = refused_body(response)
+    document = parsed(body)
     error = document.get("error") if isinstance(document, Mapping) else None
     return UpstreamRefused(
         response.status, response.headers, body, upstream_code=_error_code(error), reset_s=reset_seconds(dict(response.headers), time.time())
@@ -105,45 +91,3 @@ def _error_code(error: Any) -> str | None:
         return None
     code = error.get("code") or error.get("type")
     return code if isinstance(code, str) else None
-
-
-def _read(response: Response, limit: int) -> bytes:
-    pieces, size = [], 0
-    try:
-        for chunk in response.chunks:
-            pieces.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                break
-    finally:
-        response.close()
-    return b"".join(pieces)[:limit]
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def reset_seconds(headers: Mapping[str, str], now: float) -> float | None:
-    """How long the upstream asks us to wait: retry-after-ms, Retry-After (RFC 9110, seconds or a date), else the latest
-    `x-ratelimit-reset-*` of a limit with nothing remaining. At most a day. `now` is Unix time."""
-    if (milliseconds := headers.get("retry-after-ms", "")).isdecimal():
-        return min(int(milliseconds) / 1000, MAX_RESET_S)
-    after = headers.get("retry-after", "").strip()
-    if after.replace(".", "", 1).isdecimal():
-        return min(float(after), MAX_RESET_S)
-    if after:
-        try:
-            return min(max(parsedate_to_datetime(after).timestamp() - now, 0.0), MAX_RESET_S)
-        except ValueError:
-            return None
-    spent = [name for name in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{name}") == "0"]
-    resets = [_duration(headers.get(f"x-ratelimit-reset-{name}", "")) for name in spent]
-    return min(max(resets), MAX_RESET_S) if resets else None
-
-
-def _duration(text: str) -> float:
-    return sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(text))

@@ -202,7 +202,7 @@ class Target:
     secret: Secret
     deadlines: Deadlines
     proxy: Proxy | None = None
-    extras: Mapping[str, Secret] = field(default_factory=dict)
+    extras: Mapping[str, Secret] = field(default_factory=dict, hash=False)
 
 
 @dataclass(slots=True)

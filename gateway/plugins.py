@@ -19,7 +19,9 @@ POLICIES = "gateway.policies"
 _WORD: Mapping[str, str] = MappingProxyType({BACKENDS: "backend", POLICIES: "policy"})
 BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        BACKENDS: MappingProxyType({"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI"}),
+        BACKENDS: MappingProxyType(
+            {"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI", "access_token": "backends.access_token:AccessToken"},
+        ),
         POLICIES: MappingProxyType({"weighted": "gateway.core.policies:Weighted"}),
     }
 )

@@ -29,6 +29,11 @@ SHORT_S = 0.3
 PATIENCE_S = 10.0
 """What should be at once has failed when it takes longer."""
 CALLS_AT_ONCE = 16
+STREAM_ONLY = frozenset({"chatgpt_web"})
+"""Dialects whose answers are streams, though no request asks for one."""
+WEB_MESSAGE: Mapping[str, Any] = MappingProxyType(
+    {"id": "c7f2a1de-51b0-4b3f-8a57-0d7c1f0f2b11", "author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Say hello to the contract."]}}
+)
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
@@ -54,13 +59,14 @@ class BackendContract:
             "openai_chat": ("/chat/completions", {"messages": [{"role": "user", "content": "Say hello to the contract, \u00fc\U0001f600."}]}),
             "openai_completions": ("/completions", {"prompt": "Say hello to the contract, \u00fc\U0001f600."}),
             "openai_rest": ("/embeddings", {"input": "hello"}),
+            "chatgpt_web": ("/conversation", {"action": "next", "messages": [dict(WEB_MESSAGE)], "parent_message_id": "0b0f1a52-0c5c-4f6e-9d0e-6a1d3f2f7a10"}),
         }
         return requests[dialect]
 
     def call(self, dialect: str, stream: bool, target: Target, *, cancel: Cancellation | None = None, total_s: float = 60.0) -> Call:
         """A call as the gateway makes it."""
         path, members = self.request(dialect)
-        raw = json.dumps({"model": target.model} | members | ({"stream": True} if stream else {})).encode()
+        raw = json.dumps({"model": target.model} | members | ({"stream": True} if stream and dialect not in STREAM_ONLY else {})).encode()
         read = document.read(raw)
         return Call(
             dialect=dialect,
@@ -77,8 +83,10 @@ class BackendContract:
         )
 
     def shapes(self) -> list[tuple[str, bool]]:
-        """Every dialect of the backend, whole, and streamed where it is a chat."""
-        return [(dialect, stream) for dialect in sorted(self.backend_class.dialects) for stream in (False, True) if not stream or dialect in CHAT_CODECS]
+        """Every dialect of the backend, whole where it can be, and streamed where it is a chat."""
+        streamed, whole = CHAT_CODECS.keys() | STREAM_ONLY, CODECS.keys() - STREAM_ONLY
+        kinds = ((False, whole), (True, streamed))
+        return [(dialect, stream) for dialect in sorted(self.backend_class.dialects) for stream, able in kinds if dialect in able]
 
     @pytest.fixture
     def running(self) -> Iterator[Backend]:

@@ -73,7 +73,7 @@ def metered(usage: Usage | None, call: Call, delivered_bytes: int, delivered_eve
     if usage is not None:
         return reported(usage)
     is_chat = call.dialect in CHAT_CODECS
-    if not is_chat and not call.stream:
+    if not is_chat and not call.stream and not delivered_events:
         return NOTHING
     # A streamed event carries about a token; the first and the last carry none. Other bytes than a chat's may be no text.
     answered = max(delivered_events - 2, 0) if delivered_events else delivered_bytes // BYTES_PER_TOKEN if is_chat else 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from backends.openai import OpenAI, reset_seconds
+from backends.openai import OpenAI
+from backends.refusal import reset_seconds
 from gateway.backend import Backend, Deadlines, Secret, Services, Target
 from gateway.errors import Blame, UpstreamError, UpstreamProtocolError, UpstreamRefused
 from gateway.testing import SHORT_S, UpstreamContract, drain, read

@@ -156,7 +156,7 @@ def test_closed_stream_pulls_no_further_event() -> None:
     assert next(chunks, None) is None
 
 
-@pytest.mark.parametrize("dialect", sorted(CODECS))
+@pytest.mark.parametrize("dialect", sorted(CODECS.keys() - {"chatgpt_web"}))
 def test_error_event_is_one_that_the_sdk_finds(dialect: str) -> None:
     error = {"message": "cut \u2028 \ud800", "type": "server_error", "param": None, "code": "upstream_interrupted"}
     raw = CODECS[dialect].error_event(error)
