@@ -13,13 +13,14 @@ from typing import Any
 
 from backends.conversation import Ask, Conversation
 from backends.http import Response, Transport
+from backends.oauth import refresh_grant
 from backends.refusal import MODELS_BYTES, parsed, read, refused_body, reset_seconds
-from gateway.backend import Body, Call, Cancellation, ChatBackend, Headers, Reply, Services, Target
+from gateway.backend import Body, Call, Cancellation, ChatBackend, Headers, Refreshed, Reply, Services, Target
 from gateway.dialects import CHAT_CODECS
 from gateway.dialects.chatgpt_web import Complaint, conversation, relayed
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, TextDelta
 from gateway.dialects.openai_chat import DONE, dumps
-from gateway.errors import UpstreamProtocolError, UpstreamRefused
+from gateway.errors import BadRequest, UpstreamProtocolError, UpstreamRefused
 
 _STREAM: Headers = (("content-type", "application/json"), ("accept", "text/event-stream"))
 
@@ -28,7 +29,8 @@ _STREAM: Headers = (("content-type", "application/json"), ("accept", "text/event
 class Options:
     """`history`: false asks the upstream to keep nothing, and to train on nothing. `continue_limit`: how often an answer that its limit
     of tokens cut is continued; 0 never. `auto_continue`: a relayed conversation is continued as well, whether or not it asks for it.
-    `exact_models`: send the deployment's model as it is named, not under one of the interface's older names.
+    `exact_models`: send the deployment's model as it is named, not under one of the interface's older names. `refresh_url` and
+    `refresh_client_id`: whom to ask for the next token of a credential that has a refresh token (RFC 6749, section 6).
     """
 
     history: bool = True
@@ -36,6 +38,8 @@ class Options:
     auto_continue: bool = False
     conversation_path: str = "/conversation"
     exact_models: bool = False
+    refresh_url: str = ""
+    refresh_client_id: str = ""
 
 
 class AccessToken(ChatBackend):
@@ -86,6 +90,12 @@ class AccessToken(ChatBackend):
         if not isinstance(listed, list):
             raise UpstreamProtocolError("The upstream's list of models is not one.")
         return [item["slug"] for item in listed if isinstance(item, Mapping) and isinstance(item.get("slug"), str) and item["slug"]]
+
+    def refresh(self, target: Target, deadline: float) -> Refreshed:
+        if not self.options.refresh_url:
+            raise BadRequest("the option refresh_url is not set: nobody can be asked for another token")
+        token, client = target.extras["refresh_token"], self.options.refresh_client_id
+        return refresh_grant(self._transport, self.options.refresh_url, client, token, deadlines=target.deadlines, deadline=deadline, proxy=target.proxy)
 
     def close(self) -> None:
         self._transport.close()

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from backends.http import Response, Transport
-from backends.openai import reset_seconds
+from backends.refusal import reset_seconds
 from gateway.backend import Body, Cancellation, Deadlines, Headers, Proxy, Refreshed, Secret
 from gateway.errors import Blame, UpstreamError, UpstreamProtocolError, UpstreamRefused
 

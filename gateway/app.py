@@ -30,6 +30,7 @@ from gateway.core.overview import Overviews
 from gateway.core.policies import Policies
 from gateway.core.pool import Pool
 from gateway.core.receipts import Receipts
+from gateway.core.refreshing import Refresher
 from gateway.core.routing import Router
 from gateway.core.transitions import Transitions
 from gateway.core.waiting import WaitingRoom
@@ -74,7 +75,8 @@ def create_app(settings: Settings) -> Flask:
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
-    tasks = (alerts.tick, transitions.follow, lambda: pool.sweep(catalog.snapshot.everyone()))
+    refresher = Refresher(database, catalog, secrets, presence, pool.quarantine, redactor.learn)
+    tasks = (alerts.tick, transitions.follow, refresher.tick, lambda: pool.sweep(catalog.snapshot.everyone()))
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),

@@ -7,7 +7,24 @@ import logging
 import click
 
 from gateway import __version__
-from gateway.cli import accounts, alerts, batches, budgets, catalog, codes, credentials, ledger, limits, pools, prices, reconcile, reports, server, teams
+from gateway.cli import (
+    accounts,
+    alerts,
+    batches,
+    budgets,
+    catalog,
+    codes,
+    credentials,
+    imports,
+    ledger,
+    limits,
+    pools,
+    prices,
+    reconcile,
+    reports,
+    server,
+    teams,
+)
 from gateway.cli.edge import EXIT_CODES, Commands
 
 
@@ -51,3 +68,4 @@ for command in (
     main.add_command(command)
 for command in (batches.create_batch, batches.report_batch):
     accounts.key.add_command(command)
+credentials.credential.add_command(imports.import_credentials)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gateway.core.blame import Sentence, evidence_of, sentence
 from gateway.core.catalog import Deployment
@@ -21,6 +22,7 @@ from gateway.errors import UpstreamError, UpstreamRefused
 from gateway.state.base import Limit, StateUnavailable
 from gateway.state.conditions import ACTIVE, COOLING, EXPIRED, FOREVER, PROBING, QUARANTINED, SUSPECT, Condition, Conditions
 from gateway.store.conditions import Transition
+from gateway.store.pools import Credential
 
 log = logging.getLogger(__name__)
 WINDOW_S = 60.0
@@ -202,7 +204,7 @@ class Pool:
             self._heal(candidate, subject, lease, self._clock())
             lease.probes.remove(subject)
 
-    def _sentence(self, candidate: Candidate, verdict: Sentence, evidence: dict[str, object], exchange: Exchange) -> None:
+    def _sentence(self, candidate: Candidate, verdict: Sentence, evidence: Mapping[str, Any], exchange: Exchange) -> None:
         now = self._clock()
 
         def decide(condition: Condition | None) -> Condition | None:
@@ -274,6 +276,13 @@ class Pool:
                 self._move(of, subject, lambda found: None if found is not None and found.named and found.until <= now else found)
         self._conditions.tidy(now)
 
+    def quarantine(self, credential: Credential, reason: str, evidence: Mapping[str, Any]) -> None:
+        """Take a credential out of use until it gets another secret, or an operator clears it. May be told twice."""
+        subject = credential.subject
+        before, after = self._change(subject, lambda _: Condition(QUARANTINED, reason=reason))
+        if before != after:
+            self._tell_of(subject, before, after, evidence, None, credential.label, None)
+
     def _move(self, candidate: Candidate, subject: str, decide: Callable[[Condition | None], Condition | None]) -> None:
         before, after = self._change(subject, decide)
         if before != after:
@@ -287,23 +296,32 @@ class Pool:
             return None, None
 
     def _transition(
-        self, candidate: Candidate, subject: str, before: Condition | None, after: Condition | None, evidence: dict[str, object], exchange: Exchange | None
+        self, candidate: Candidate, subject: str, before: Condition | None, after: Condition | None, evidence: Mapping[str, Any], exchange: Exchange | None
     ) -> None:
-        now, wall, deployment = self._clock(), self._wall_ms(), candidate.deployment
+        self._tell_of(subject, before, after, evidence, exchange, candidate.deployment.credential, candidate.deployment.name)
+
+    def _tell_of(
+        self,
+        subject: str,
+        before: Condition | None,
+        after: Condition | None,
+        evidence: Mapping[str, Any],
+        exchange: Exchange | None,
+        credential: str | None,
+        deployment: str | None,
+    ) -> None:
+        now, wall = self._clock(), self._wall_ms()
         of_credential = not subject.startswith("deployment:")
-        model = subject.split(":", 2)[2] if of_credential and subject.count(":") > 1 else None
-        ends = None if after is None or after.until == FOREVER else wall + round((after.until - now) * 1000)
-        reason = after.reason if after is not None else "recovered"
         made = Transition(
             at=wall,
             subject=subject,
-            credential=deployment.credential if of_credential else None,
-            deployment=None if of_credential else deployment.name,
-            model=model,
+            credential=credential if of_credential else None,
+            deployment=None if of_credential else deployment,
+            model=subject.split(":", 2)[2] if of_credential and subject.count(":") > 1 else None,
             before=before.state if before is not None and before.state != SUSPECT else ACTIVE,
             after=after.state if after is not None else ACTIVE,
-            until_at=ends,
-            reason=reason,
+            until_at=None if after is None or after.until == FOREVER else wall + round((after.until - now) * 1000),
+            reason=after.reason if after is not None else "recovered",
             host=self._owner,
             rest_s=after.rest_s if after is not None else 0.0,
             named=after.named if after is not None else False,
@@ -311,7 +329,7 @@ class Pool:
             exchange=exchange.id if exchange is not None else None,
         )
         self._tell(made)
-        fields = {"deployment": deployment.name, "credential": made.credential, "model": model, "reason": reason, "before": made.before}
+        fields = {"deployment": deployment, "credential": made.credential, "model": made.model, "reason": made.reason, "before": made.before}
         level = logging.WARNING if made.after in (COOLING, QUARANTINED) else logging.INFO
         log.log(level, "%s", _words(made, after, now), extra={"fields": fields} | ({"exchange": made.exchange} if made.exchange else {}))
 

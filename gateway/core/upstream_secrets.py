@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.backend import Secret
@@ -38,23 +39,31 @@ def fingerprint(hasher: KeyHasher, plain: str) -> str:
 
 def expiry(secret: str) -> int | None:
     """When a JWT expires by its `exp`, in Unix milliseconds; None for what is no JWT, or names no end. RFC 7519, section 4.1.4."""
-    return _moment(_claims(secret).get("exp"))
+    return _moment(claims(secret).get("exp"))
 
 
 def issued(secret: str) -> int | None:
     """When a JWT was issued by its `iat`, as `expiry`. RFC 7519, section 4.1.6."""
-    return _moment(_claims(secret).get("iat"))
+    return _moment(claims(secret).get("iat"))
 
 
-def _claims(secret: str) -> dict[str, Any]:
+def claims(secret: str) -> Mapping[str, Any]:
+    """What a JWT says of itself, unverified: it is ours to send, not to believe. Empty for what is no JWT."""
     parts = secret.split(".")
-    if len(parts) != 3:
-        return {}
+    found = _decoded(parts[1]) if len(parts) == 3 else None
+    return found if isinstance(found, dict) else {}
+
+
+def is_jwt(secret: str) -> bool:
+    header, _, rest = secret.partition(".")
+    return bool(claims(secret)) and isinstance(_decoded(header), dict) and bool(rest.partition(".")[2])
+
+
+def _decoded(part: str) -> Any:
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     except (ValueError, binascii.Error, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+        return None
 
 
 def _moment(seconds: Any) -> int | None:

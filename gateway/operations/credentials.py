@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.backend import Proxy, Secret
 from gateway.core.upstream_secrets import checked, expiry, fingerprint, hint
@@ -15,7 +15,7 @@ from gateway.secrets import Secrets, Vault
 from gateway.store import catalog, pools
 from gateway.store.catalog import Deployment
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential, CredentialFields, credential_place, credential_proxy_place, extras_place
+from gateway.store.pools import Credential, CredentialFields, NewCredential, credential_place, credential_proxy_place, extras_place
 
 MAX_WEIGHT, MAX_TAGS, MAX_NOTES = 1_000_000, 20, 2_000
 _NUMBERS = (("weight", MAX_WEIGHT), ("rpm", MOST), ("tpm", MOST), ("concurrency", MOST), ("per_day", MOST))
@@ -52,20 +52,29 @@ class CredentialWishes:
 def create_credential(database: Database, secrets: Secrets, label: str, secret: Secret, at: int, wishes: CredentialWishes | None = None) -> Credential:
     """Raises BadRequest for a label or a secret that cannot be one, Conflict for a label that is taken."""
     check_name("credential", label)
-    plain, wishes = checked(secret), wishes or CredentialWishes()
-    fields = _fields(wishes)
-    fields.setdefault("expires_at", expiry(plain))
-    fields["fingerprint"] = fingerprint(secrets.hasher, plain)
+    new = new_credential(secrets, secret, wishes or CredentialWishes())
 
     def create() -> Credential:
         if pools.find_credential(label) is not None:
             raise Conflict(f"there is a credential {label} already; `gateway credential replace` gives it another secret")
-        seal = lambda number: secrets.vault.seal(plain, credential_place(number))  # noqa: E731
-        made = pools.create_credential(label, hint(plain), at, seal, wishes.pool, **fields)
-        sealed = _sealed(secrets.vault, made.id, wishes)
-        return pools.set_credential(made.id, **sealed) if sealed else made
+        (made,) = pools.create_credentials([replace(new, label=label, pool=new.pool or label)], at)
+        return made
 
     return database.write(create)
+
+
+def new_credential(secrets: Secrets, secret: Secret, wishes: CredentialWishes) -> NewCredential:
+    """A credential that is checked and only wants its label, and its pool where none was wished. Raises BadRequest, which does not repeat the secret."""
+    plain, fields = checked(secret), _fields(wishes)
+    fields.setdefault("expires_at", expiry(plain))
+    fields["fingerprint"] = fingerprint(secrets.hasher, plain)
+    for extra in (wishes.extras or {}).values():
+        checked(extra)
+
+    def seal(number: int) -> tuple[bytes, CredentialFields]:
+        return secrets.vault.seal(plain, credential_place(number)), _sealed(secrets.vault, number, wishes)
+
+    return NewCredential("", wishes.pool or "", hint(plain), fields, seal)
 
 
 def replace_secret(database: Database, secrets: Secrets, label: str, secret: Secret) -> Credential:

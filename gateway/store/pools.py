@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
-from peewee import Expression
+from peewee import Expression, chunked
 
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
 from gateway.store.models import CredentialRow, DeploymentRow, PoolRow, database
 from gateway.store.models_pools import FAILED, REFUSED, RefreshRow
-from gateway.store.statements import locked
+from gateway.store.statements import executemany, locked
+
+CHUNK = 200
+"""How many credentials share a statement: SQLite bounds the parameters of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,17 @@ class CredentialFields(TypedDict, total=False):
     tags: list[str] | None
     notes: str | None
     fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewCredential:
+    """A credential to be made. `seal(id)` gives its sealed secret, and what else of it is bound to its id, once the id is known."""
+
+    label: str
+    pool: str
+    hint: str
+    fields: CredentialFields = field(repr=False)
+    seal: Callable[[int], tuple[bytes, CredentialFields]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +137,37 @@ def delete_pool(pool_id: int) -> None:
 
 
 def create_credential(label: str, hint: str, at: int, seal: Callable[[int], bytes], pool: str | None = None, **given: Unpack[CredentialFields]) -> Credential:
-    """`seal(id)` gives the sealed secret, once the id is known. `pool`: where it stands, created where it does not exist; its own label where None.
+    """`seal(id)` gives the sealed secret. `pool`: its own label where None. The rest as in `create_credentials`."""
+    (made,) = create_credentials([NewCredential(label, pool or label, hint, given, lambda number: (seal(number), {}))], at)
+    return made
 
-    Raises Conflict for a label that is taken.
-    """
-    place = _place(pool or label)
-    row = CredentialRow.create(pool=place.id, label=label, sealed=b"", hint=hint, version=1, created_at=at, **given)
-    CredentialRow.update(sealed=seal(row.id)).where(CredentialRow.id == row.id).execute()
+
+def create_credentials(new: Sequence[NewCredential], at: int) -> list[Credential]:
+    """All of them or none, in the order of their ids. A pool that does not exist is created. Raises Conflict for a label that is taken."""
+    places = {name: _place(name).id for name in dict.fromkeys(each.pool for each in new)}
+    made: list[Credential] = []
+    for some in chunked(new, CHUNK):
+        CredentialRow.insert_many([_values(each, places[each.pool], at) for each in some]).execute()
+        labels = {each.label: each for each in some}
+        rows = CredentialRow.select(CredentialRow.id, CredentialRow.label).where(CredentialRow.label.in_(list(labels)))
+        executemany(database, _SEAL, [_sealed(labels[row.label], row.id) for row in rows])
+        made += _credentials(CredentialRow.label.in_(list(labels)))
     raise_generation()
-    return _existing(row.id)
+    return made
+
+
+_SEAL = 'UPDATE "credential" SET "sealed" = ?, "extras" = ?, "proxy" = ?, "proxy_sealed" = ? WHERE "id" = ?'
+
+
+def _sealed(new: NewCredential, number: int) -> tuple[Any, ...]:
+    sealed, bound = new.seal(number)
+    fields = {**new.fields, **bound}
+    return sealed, fields.get("extras"), fields.get("proxy"), fields.get("proxy_sealed"), number
+
+
+def _values(new: NewCredential, pool_id: int, at: int) -> dict[str, Any]:
+    blank = dict.fromkeys(CredentialFields.__annotations__)
+    return {**blank, **new.fields, "pool": pool_id, "label": new.label, "sealed": b"", "hint": new.hint, "version": 1, "created_at": at}
 
 
 def set_credential(credential_id: int, **changed: Unpack[CredentialFields]) -> Credential:
