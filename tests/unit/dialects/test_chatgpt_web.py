@@ -237,6 +237,16 @@ def test_another_message_is_given_in_full() -> None:
     assert fed(event("Hello", id="1"), event("Help", id="2"))[0] == ["Hello", "Help"]
 
 
+def test_text_that_goes_on_under_another_id_is_given_once() -> None:
+    assert fed(event("ha", id="1"), event("haha", id="2"), event("hahaha", id="3"))[0] == ["ha", "ha", "ha"]
+
+
+@pytest.mark.parametrize("more", [event("b", id="2"), event("x", role="tool", id="2")])
+def test_answer_that_goes_on_behind_its_end_is_not_finished(more: Any) -> None:
+    assert fed(ended("a"))[1].finished
+    assert not fed(ended("a"), more)[1].finished
+
+
 @pytest.mark.parametrize("half", ["\ufffd", chr(0xD83D), "\ufffd\ufffd"])
 def test_half_a_character_is_held_back_until_it_is_whole(half: str) -> None:
     assert fed(b"data: " + json.dumps(event("Hi " + half)).encode(), event("Hi 👋"))[0] == ["Hi ", "👋"]
