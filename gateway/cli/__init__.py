@@ -14,6 +14,7 @@ from gateway.cli import (
     budgets,
     catalog,
     codes,
+    conditions,
     credentials,
     imports,
     ledger,
@@ -69,3 +70,5 @@ for command in (
 for command in (batches.create_batch, batches.report_batch):
     accounts.key.add_command(command)
 credentials.credential.add_command(imports.import_credentials)
+for command in conditions.COMMANDS:
+    credentials.credential.add_command(command)

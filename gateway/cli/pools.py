@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from gateway.cli.conditions import condition_document, state_words
 from gateway.cli.credentials import limits_of, shown, state_of
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, table
-from gateway.operations import pools
+from gateway.operations import conditions, pools
 from gateway.operations.pools import FilledPool
 from gateway.store.pools import Pool
 
@@ -69,13 +70,15 @@ def delete_pool(name: str, as_json: bool) -> None:
 def show_pool(name: str, as_json: bool) -> None:
     """Show a pool: each credential, its limits and its condition."""
     with opened() as here:
-        found = pools.find_pool(here.database, name)
-    now = now_ms()
-    rows = [(item.label, shown(item), item.weight, limits_of(item), state_of(item, now)) for item in found.credentials]
+        found, now = pools.find_pool(here.database, name), now_ms()
+        in_force = conditions.conditions_in_force(here.database, now)
+    resting = {item.label: conditions.of_credential(in_force, item) for item in found.credentials}
+    rows = [(item.label, shown(item), item.weight, limits_of(item), state_words(resting[item.label], state_of(item, now))) for item in found.credentials]
     head = f"pool {name}: policy {_policy(found.pool)}, affinity {found.pool.affinity or 'none'}, behind {', '.join(found.deployments) or 'no deployment'}"
     empty = [f"It is empty. Fill it: gateway credential create LABEL --pool {name}"]
     headings = ("LABEL", "SECRET", "WEIGHT", "LIMITS", "STATE")
-    emit(as_json, _filled(found), lambda: [head, *(table(headings, rows, right=("WEIGHT",)) if rows else empty)])
+    document = {**_filled(found), "conditions": {label: [condition_document(row) for row in rows] for label, rows in resting.items()}}
+    emit(as_json, document, lambda: [head, *(table(headings, rows, right=("WEIGHT",)) if rows else empty)])
 
 
 def _policy(item: Pool) -> str:

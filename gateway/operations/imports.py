@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from gateway.backend import Deadlines, ListsModels
 from gateway.core.catalog import Deployment
 from gateway.core.upstream_secrets import claims, fingerprint, is_jwt
-from gateway.errors import BadRequest, GatewayError
+from gateway.errors import BadRequest, Blame, GatewayError, UpstreamRefused
 from gateway.operations.credentials import new_credential
 from gateway.operations.import_formats import Found, as_label
 from gateway.operations.names import check_name
@@ -50,11 +50,12 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """A credential was shown to its upstream. `problem` is empty where it was taken."""
+    """A credential was shown to its upstream. `problem` is empty where it was taken; `invalid`: the upstream says that the secret itself is bad."""
 
     label: str
     deployment: str
     problem: str = ""
+    invalid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,5 +232,5 @@ def _probed(label: str, deployment: Deployment | None, clock: Callable[[], float
     try:
         deployment.backend.models(target, clock() + PROBE_S)
     except GatewayError as error:
-        return Probed(label, deployment.name, str(error))
+        return Probed(label, deployment.name, str(error), isinstance(error, UpstreamRefused) and error.blame is Blame.CREDENTIAL_INVALID)
     return Probed(label, deployment.name)
