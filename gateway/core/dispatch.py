@@ -201,6 +201,8 @@ class Dispatcher:
         self._metrics.attempted(deployment.name, "answered", attempt.ended - exchange.started)
         if isinstance(exchange.lease, Lease):
             self._pool.succeeded(candidate, exchange.lease)
+        if exchange.doubted:
+            self._pool.acquit(exchange, candidate)
         self._pool.standings.answered(candidate, attempt.ended - attempt.started)
         return answer
 

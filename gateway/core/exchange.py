@@ -98,8 +98,9 @@ class Exchange:
     """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
 
     `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
-    `full`: until when those that were excluded have no place left. `taken`: what it took of its limits, whose `standings` were those when it
-    began, or was refused. `conversation`: what tells it, where a pool asks for that, and `affinity` what came of it.
+    `full`: until when those that were excluded have no place left. `doubted`: whose failures may have been the caller's, with their deployment.
+    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused. `conversation`: what tells it, where a pool
+    asks for that, and `affinity` what came of it.
     """
 
     id: str
@@ -116,6 +117,7 @@ class Exchange:
     candidates: list[str] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)
     full: dict[str, float] = field(default_factory=dict)
+    doubted: list[tuple[str, str]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     reservation: Reservation | None = None
     taken: Held | None = None

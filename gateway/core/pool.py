@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 WINDOW_S = 60.0
 THRESHOLD = 3
 """Failures in the window before a deployment cools; a success in between starts anew."""
+ANYBODY = -1
+"""By whom a failure was seen that would have been anybody's."""
 PROBE_S = 120.0
 """How long a call may find out whether a rest is over, before another may: it tells as soon as its answer begins."""
 PUBLISH_S = 5.0
@@ -190,8 +192,10 @@ class Pool:
                 self.succeeded(candidate, lease)  # it answered: the mistake was the caller's, or nobody's
             return
         evidence = evidence_of(error, candidate)
-        if verdict.counts and not self._counted(candidate, verdict.subject, exchange.principal.user_id):
-            return
+        if verdict.counts:
+            exchange.doubted.append((candidate.deployment.subject, verdict.subject))
+            if not self._counted(verdict.subject, exchange.principal.user_id):
+                return
         if last_fit and (verdict.counts or verdict.at_once or (len(exchange.attempts) > 1 and not verdict.named and verdict.state != QUARANTINED)):
             return
         self._sentence(candidate, verdict, evidence, exchange)
@@ -223,7 +227,7 @@ class Pool:
         if after is not None and after != before:
             self._transition(candidate, verdict.subject, before, after, evidence, exchange)
 
-    def _counted(self, candidate: Candidate, subject: str, principal: int) -> bool:
+    def _counted(self, subject: str, principal: int) -> bool:
         """Note a failure; true once the window holds enough of them, seen by two principals or by the only one that called, or while it is probed."""
         now = self._clock()
         since = now - WINDOW_S
@@ -241,6 +245,22 @@ class Pool:
         if len(after.failures) < THRESHOLD:
             return False
         return any(who != principal for _, who in after.failures) or not self._callers_besides(subject, principal, since)
+
+    def acquit(self, exchange: Exchange, answered: Candidate) -> None:
+        """Another credential of the same deployment answered the call: that others failed was not the caller's doing, whoever that is.
+
+        An answer of another deployment says nothing: what one upstream chokes on, another may take.
+        """
+        principal = exchange.principal.user_id
+
+        def decide(condition: Condition | None) -> Condition | None:
+            if condition is None or condition.state != SUSPECT:
+                return condition
+            return replace(condition, failures=tuple([(at, ANYBODY if who == principal else who) for at, who in condition.failures]))
+
+        for deployment, subject in exchange.doubted:
+            if answered.deployment.pool is not None and deployment == answered.deployment.subject:
+                self._change(subject, decide)
 
     def _callers_besides(self, subject: str, principal: int, since: float) -> bool:
         try:

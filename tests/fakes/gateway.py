@@ -22,7 +22,8 @@ from typing import Any
 from gateway.operations.server import prepare
 from gateway.secrets import Secrets, key_prefix, key_suffix, mint_key
 from gateway.settings import Settings
-from gateway.store import accounts, budgets, catalog, exchanges, ledger, pools
+from gateway.store import accounts, budgets, catalog, conditions, exchanges, ledger, pools
+from gateway.store.conditions import Transition
 from gateway.store.database import Database
 from tests.factories import put_database
 
@@ -293,6 +294,35 @@ class RunningGateway:
 
         self.write(work)
         return name
+
+    def deploy_pool(self, model: str, base_url: str, *secrets: str, backend: str = "openai", affinity: str | None = None, **fields: Any) -> str:
+        """A model over a pool of its own name, whose credentials are labelled by their secrets; `fields` are the deployment's."""
+
+        def work() -> None:
+            at = now()
+            row = catalog.find_model(model) or catalog.create_model(model, at)
+            for secret in secrets:
+                seal = lambda id, secret=secret: self.secrets.vault.seal(secret, pools.credential_place(id))  # noqa: E731
+                pool_id = pools.create_credential(secret, secret[-4:], at, seal, model).pool_id
+            pools.set_pool(pool_id, None, affinity)
+            catalog.create_deployment(model, row.id, backend, at, base_url=base_url, pool_id=pool_id, **fields)
+
+        self.write(work)
+        return model
+
+    def transitions(self, credential: str) -> list[Transition]:
+        """What happened to a credential, the newest first."""
+        found: list[Transition] = self.read(lambda: conditions.transitions_of(credential, (), 10_000))
+        return found
+
+    def wait_transition(self, credential: str, after: str, timeout_s: float = 5.0) -> Transition:
+        """The newest, once it led there. Raises AssertionError."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if (found := self.transitions(credential)) and found[0].after == after:
+                return found[0]
+            time.sleep(0.02)
+        raise AssertionError(f"{credential} did not become {after}: {self.transitions(credential)[:3]}")
 
     def start(self, ready: int = 200) -> None:
         """Returns when /readyz answers so."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from tests.fakes.answers import CloseAt, Default, Status
-from tests.fakes.gateway import RawClient
-from tests.fakes.provider import Provider
-from tests.faults.calls import CHAT, Calls, Outcome, outcome
-from tests.faults.conftest import Measured
+import time
+from pathlib import Path
 
-CALLS = 2_000
+import pytest
+
+from tests.fakes.answers import CloseAt, Default, Status
+from tests.fakes.gateway import RawClient, RunningGateway
+from tests.fakes.provider import Provider
+from tests.faults.calls import CHAT, Calls, Outcome, crowd, outcome
+from tests.faults.conftest import Measured
+from tests.faults.pooled import BySecret
+
+CALLS, POOL_CALLS = 2_000, 10_000
 FIGURE, UPSTREAM_CALLS = 0.999, 1.2
 
 
@@ -53,3 +59,32 @@ def test_01_every_upstream_failing_is_an_explicit_502(calls: Calls) -> None:
 def test_01_an_upstream_that_recovers_is_used_again(calls: Calls) -> None:
     calls.provider.script("/v1/chat/completions", Status(500), Status(500), Status(500), Status(500), Default())
     assert [calls.ask().status for _ in range(5)] == [502, 502, 502, 502, 200]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_01_one_of_a_pool_of_three_credentials_failing(tmp_path: Path, workers: int, measured: Measured) -> None:
+    count = POOL_CALLS // workers
+
+    by_secret = BySecret(sk_failing=Status(500))
+    with Provider() as provider, RunningGateway(tmp_path / "gateway", {"WEB_CONCURRENCY": str(workers)}) as gateway:
+        provider.always("/v1/chat/completions", by_secret)
+        gateway.deploy_pool("m", provider.url, "sk-failing", "sk-second", "sk-third")
+        gateway.wait_catalog()
+        time.sleep(1.2 if workers > 1 else 0)
+
+        def call(client: RawClient, number: int) -> Outcome:
+            return outcome(client, CHAT, {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": number % 2 == 0})
+
+        outcomes = crowd(gateway, count, call, 8)
+    made, failed = by_secret.asked.total(), by_secret.asked["sk-failing"]
+    shares = [by_secret.asked[name] / made for name in ("sk-second", "sk-third")]
+    good = sum(one.status == 200 and one.clean and one.error() is None for one in outcomes)
+    measured(
+        1,
+        f"pool of 3, {workers} worker(s): {good / count:.2%} of {count} calls answered ({FIGURE:.1%}); {made / count:.4f} upstream calls each "
+        f"({UPSTREAM_CALLS}), {failed} of them failed; the fit ones had {shares[0]:.0%} and {shares[1]:.0%}",
+    )
+    assert failed >= 3
+    assert good >= FIGURE * count
+    assert made <= UPSTREAM_CALLS * count
+    assert min(shares) > 0.4

@@ -379,6 +379,19 @@ def test_who_called_in_another_worker_is_no_less_another_caller() -> None:
     assert first.rest(one) is None
 
 
+@pytest.mark.parametrize(("answered", "rest"), [("a", ("failing", FIRST_S)), ("b", None)], ids=["the same deployment", "another"])
+def test_failures_of_calls_that_another_credential_of_the_deployment_answered_are_anybodys(answered: str, rest: tuple[str, float] | None) -> None:
+    stage, one = Stage(), candidate("a", pool=SHARED, credential_subject="credential:1.1")
+    other = candidate(answered, pool=SHARED, credential_subject="credential:2.1")
+    stage.call(one, 2).close()
+    for _ in range(2):
+        ex = stage.asked(1)
+        stage.pool.failed(one, refused(500), ex, None, False)
+        stage.pool.acquit(ex, other)
+    stage.fail(one, refused(500), principal=1)
+    assert stage.rest(one) == rest
+
+
 # pools and limits
 
 
