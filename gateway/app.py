@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from flask import Flask
+from flask import Blueprint, Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, me, openai, system
+from gateway.api import PREFIXES, chatgpt, imitate, me, openai, platform, system
+from gateway.api.caller import Callers
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
 from gateway.core.affinity import Affinity
 from gateway.core.alerts import SENDER, Alerts
+from gateway.core.caller import CallersUpstream
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import OpenExchanges
@@ -42,6 +45,8 @@ from gateway.state.conditions import Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
+
+SIGN_IN = "backends.sign_in:SignIn"
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -91,7 +96,7 @@ def create_app(settings: Settings) -> Flask:
     )
     identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
     endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))
-    web = Web(endpoints, identity, settings)
+    web = Web(endpoints, Callers(gateway, identity, settings), identity, settings)
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -99,6 +104,8 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
     app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
+    for family in _of_callers(web, settings, backends):
+        app.register_blueprint(family)
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
@@ -110,9 +117,42 @@ def _environment(settings: Settings) -> EnvironmentDeployment | None:
     return EnvironmentDeployment(key, settings.openai_base_url) if key is not None else None
 
 
+def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Blueprint]:
+    """The families whose callers bring an upstream token of their own."""
+
+    def upstream(name: str, backend: str, base_url: str, **options: Any) -> CallersUpstream:
+        return CallersUpstream(name, backend, backends.get(backend, options), base_url, settings.deadlines, settings.callers_proxy)
+
+    web_root, auth0 = settings.chatgpt_base_url, settings.auth0_base_url
+    base, path = (web_root + "/backend-api", "/conversation") if settings.conversation_url is None else _split(settings.conversation_url)
+    limit = {} if settings.continue_signal is not None else {"continue_limit": 0}
+    interface = chatgpt.WebInterface(
+        web,
+        chatgpt.WebUpstreams(
+            root=upstream("chatgpt", "access_token", web_root + "/backend-api"),
+            public=upstream("chatgpt", "access_token", web_root + "/public-api"),
+            conversation=upstream("chatgpt", "access_token", base, conversation_path=path),
+            continued=upstream("chatgpt", "access_token", base, conversation_path=path, auto_continue=True),
+        ),
+    )
+    web_sign_in = upstream("sign-in", SIGN_IN, web_root, auth0_url=auth0)
+    yield chatgpt.chatgpt(web, interface, web_sign_in)
+    yield chatgpt.backend_api(web, interface, web_sign_in)
+    yield imitate.blueprint(web, interface, upstream("imitate", "access_token", base, conversation_path=path, **limit), web_sign_in)
+    platform_sign_in = upstream("sign-in", SIGN_IN, settings.platform_base_url, auth0_url=auth0, platform=True)
+    yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url), platform_sign_in)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """A URL's origin and its path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", parts.path or "/"
+
+
 def _known_secrets(settings: Settings) -> list[str]:
-    known = (settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token)
-    return [secret.reveal() for secret in known if secret is not None]
+    known = (settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token)
+    proxy = settings.callers_proxy
+    return [secret.reveal() for secret in known if secret is not None] + ([proxy.password] if proxy is not None and proxy.password else [])
 
 
 def _revealed(secret: Any) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gateway.backend import Backend, Call, Reply, Secret
 from gateway.core.affinity import Affinity
+from gateway.core.caller import CALLER
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
@@ -40,6 +41,8 @@ RETRY_FLOOR, RETRY_SHARE = 10, 0.2
 REDACTED = "[redacted]"
 LIMITED = frozenset({"requests", "tokens", "concurrency", "requests_today"})
 """Why a credential that is fit has no place: a limit of its own."""
+UNANSWERED = 500
+"""What a client with a credential of its own is told where its upstream gave no answer."""
 
 
 class RetryBudget:
@@ -82,6 +85,8 @@ class Dispatcher:
         Raises NoDeploymentAvailable or RateLimited where nothing was fit, the mapped UpstreamError where all attempts
         failed, Cancelled where the call was given up.
         """
+        if candidates and candidates[0].deployment.owner == CALLER:
+            return self._for_caller(exchange, candidates[0])
         self._budget.note_call()
         errors: list[UpstreamError] = []
         untried = self._affinity.kept(exchange, candidates)
@@ -109,6 +114,17 @@ class Dispatcher:
         self._pool.failed(candidate, error, exchange, lease if isinstance(lease, Lease) else None, last_fit)
         if lease is not None:
             lease.close()
+
+    def _for_caller(self, exchange: Exchange, candidate: Candidate) -> Answer:
+        """The one attempt with a credential of the client's own: nobody is blamed and nothing rests. Raises what the upstream says, for
+        the client to read: with its own status, or with the one that the families of such clients give where it says nothing."""
+        try:
+            return self._attempt(exchange, candidate)
+        except UpstreamError as error:
+            if (reason := exchange.call.cancel.reason) is not None:
+                raise Cancelled(reason) from error
+            error.status = error.upstream_status if isinstance(error, UpstreamRefused) else UNANSWERED
+            raise
 
     def _may_retry(self) -> bool:
         allowed = self._budget.take()
