@@ -86,6 +86,20 @@ def set_credential(label: str, proxy: str | None, tags: tuple[str, ...], as_json
     emit(as_json, _document(changed), lambda: [f"credential {label} changed: pool {changed.pool_name}, {limits_of(changed)}"])
 
 
+@credential.command("extra")
+@click.argument("label")
+@click.argument("name")
+@_secret_source
+@click.option("--remove", is_flag=True, help="Take it away.")
+@json_option
+def set_extra(label: str, name: str, source: str | None, from_env: str | None, remove: bool, as_json: bool) -> None:
+    """Give a credential something that is presented beside its secret: a refresh_token, or a puid."""
+    value = None if remove else read_secret(source, from_env, prompt=name)
+    with opened() as here:
+        changed = credentials.set_extra(here.database, here.secrets().vault, label, name, value)
+    emit(as_json, _document(changed), lambda: [f"credential {label}: {name} {'taken away' if remove else 'is kept, sealed'}"])
+
+
 @credential.command("drain")
 @click.argument("label")
 @click.option("--end", is_flag=True, help="Let it take calls again.")

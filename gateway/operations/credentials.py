@@ -105,6 +105,20 @@ def set_credential(database: Database, vault: Vault, label: str, wishes: Credent
     return database.write(change)
 
 
+def set_extra(database: Database, vault: Vault, label: str, name: str, value: Secret | None) -> Credential:
+    """What is presented beside the secret ("puid", "refresh_token"); None takes it away. Raises BadRequest, NotFound."""
+    check_name("extra", name)
+    plain = None if value is None else checked(value)
+
+    def change() -> Credential:
+        found = required_credential(label)
+        kept = {} if found.extras is None else json.loads(vault.open(found.extras, extras_place(found.id)))
+        changed = {each: text for each, text in {**kept, name: plain}.items() if text is not None}
+        return pools.set_credential(found.id, extras=vault.seal(json.dumps(changed), extras_place(found.id)) if changed else None)
+
+    return database.write(change)
+
+
 def drain_credential(database: Database, label: str, at: int | None) -> Credential:
     """Give it no new conversation; those that are bound to it go on. None ends that. Raises NotFound."""
     return database.write(lambda: pools.set_credential(required_credential(label).id, draining_at=at))

@@ -116,3 +116,10 @@ def test_a_jwt_s_own_end_is_its_expiry(installed: Typed) -> None:
     claims = base64.urlsafe_b64encode(json.dumps({"exp": 2_000_000_000}).encode()).decode().rstrip("=")
     made = installed("credential", "create", "main", "-", "--json", stdin=f"eyJhbGciOiJSUzI1NiJ9.{claims}.sig").json()
     assert made["expires_at"] == 2_000_000_000_000
+
+
+def test_an_extra_comes_as_secretly_as_a_secret(installed: Typed) -> None:
+    installed("credential", "create", "main", "-", stdin="sk-0123456789abcdefg")
+    assert "is kept, sealed" in silent(installed("credential", "extra", "main", "refresh_token", "-", stdin=SECRET)).out
+    assert silent(installed("credential", "extra", "main", "refresh_token", SECRET)).code == 2
+    assert "taken away" in installed("credential", "extra", "main", "refresh_token", "--remove").out

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gateway.backend import Secret
@@ -8,7 +10,7 @@ from gateway.operations import credentials
 from gateway.operations.catalog import Wishes, create_deployment
 from gateway.secrets import Secrets
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import credential_place
+from gateway.store.pools import credential_place, extras_place
 from tests.unit.operations.times import AT
 
 KEY = "sk-0123456789abcdef"
@@ -60,3 +62,16 @@ def test_a_credential_is_disabled_enabled_and_deleted(database: Database, secret
     assert credentials.list_credentials(database) == []
     with pytest.raises(NotFound, match="'main'"):
         credentials.disable_credential(database, "main", AT)
+
+
+def test_extras_are_kept_sealed_one_by_one_and_taken_away(database: Database, secrets: Secrets) -> None:
+    credentials.create_credential(database, secrets, "main", Secret(KEY), AT)
+    credentials.set_extra(database, secrets.vault, "main", "puid", Secret("user-cookie"))
+    changed = credentials.set_extra(database, secrets.vault, "main", "refresh_token", Secret("refresh-me"))
+    assert changed.extras is not None
+    assert b"refresh-me" not in changed.extras
+    assert json.loads(secrets.vault.open(changed.extras, extras_place(changed.id))) == {"puid": "user-cookie", "refresh_token": "refresh-me"}
+    credentials.set_extra(database, secrets.vault, "main", "puid", None)
+    assert credentials.set_extra(database, secrets.vault, "main", "refresh_token", None).extras is None
+    with pytest.raises(BadRequest, match="without spaces"):
+        credentials.set_extra(database, secrets.vault, "main", "puid", Secret("two words"))
