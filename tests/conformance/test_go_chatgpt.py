@@ -69,6 +69,14 @@ def test_key_of_this_gateway_never_leaves_it(old: Families) -> None:
     assert old.web.requests + old.api.requests == []
 
 
+@pytest.mark.parametrize("token", ["t\xe9st", "a b", "Bearer a\tb", "x" * 7000])
+def test_odd_token_is_the_callers_mistake_at_most(old: Families, token: str) -> None:
+    old.web.always(f"{B}/models", Expired())
+    with old.gateway.client() as client:
+        client.ask("/chatgpt/models", method="GET", headers={"authorization": token})
+        assert client.answer().status in (400, 401)
+
+
 def test_preflight_is_answered_before_any_token_is_asked_for(old: Families) -> None:
     for path in ("/chatgpt/conversation", "/chatgpt/login", "/platform/v1/chat/completions", "/imitate/v1/chat/completions", "/api/models"):
         answer = old.ask("OPTIONS", path, token=None)
