@@ -68,6 +68,14 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be 1, true or yes; or 0, false or no")
+
+
 def _database_url(text: str) -> str:
     if not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise ValueError("must begin with sqlite:/// or postgresql://")
@@ -134,6 +142,13 @@ class Settings:
     drain_s: int = _setting("GATEWAY_DRAIN_S", 30, _integer(1, 3600))
     log_level: str = _setting("GATEWAY_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
     metrics_token: Secret | None = _setting("GATEWAY_METRICS_TOKEN", None, _token)
+    admin_password: Secret | None = _setting("ADMIN_PASSWORD", None, Secret)
+    access_tokens: Secret | None = _setting("ACCESS_TOKENS", None, Secret)
+    puid: Secret | None = _setting("PUID", None, Secret)
+    official_api_key: Secret | None = _setting("OFFICIAL_API_KEY", None, Secret)
+    http_proxy: Secret | None = _setting("http_proxy", None, Secret)  # looked at where it is used: most who have it set have it for other programs
+    history: bool = _setting("ENABLE_HISTORY", True, _yes_or_no)
+    chatgpt_to_api_open: bool = _setting("CHATGPT_TO_API_OPEN", False, _yes_or_no)
 
     warnings: tuple[str, ...] = ()
 
