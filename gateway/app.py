@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+from flask import Blueprint, Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, me, openai, system
+from gateway.api import PREFIXES, me, openai, platform, system
+from gateway.api.caller import Callers
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
 from gateway.core.alerts import SENDER, Alerts
+from gateway.core.caller import CallersUpstream
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import OpenExchanges
@@ -80,7 +82,7 @@ def create_app(settings: Settings) -> Flask:
     )
     identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
     endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))
-    web = Web(endpoints, identity, settings)
+    web = Web(endpoints, Callers(gateway, identity, settings), identity, settings)
     app = Flask("gateway", static_folder=None)
     app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -88,6 +90,8 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
     app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
+    for family in _of_callers(web, settings, backends):
+        app.register_blueprint(family)
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
@@ -99,9 +103,19 @@ def _environment(settings: Settings) -> EnvironmentDeployment | None:
     return EnvironmentDeployment(key, settings.openai_base_url) if key is not None else None
 
 
+def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Blueprint]:
+    """The families whose callers bring an upstream token of their own."""
+
+    def upstream(name: str, backend: str, base_url: str, **options: Any) -> CallersUpstream:
+        return CallersUpstream(name, backend, backends.get(backend, options), base_url, settings.deadlines, settings.callers_proxy)
+
+    yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url))
+
+
 def _known_secrets(settings: Settings) -> list[str]:
-    known = (settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token)
-    return [secret.reveal() for secret in known if secret is not None]
+    known = (settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token)
+    proxy = settings.callers_proxy
+    return [secret.reveal() for secret in known if secret is not None] + ([proxy.password] if proxy is not None and proxy.password else [])
 
 
 def _revealed(secret: Any) -> str | None:

@@ -18,6 +18,7 @@
     +-- StoreUnavailable 503          the database did not answer
     +-- NoDeploymentAvailable 503     nothing is fit to answer; nothing was sent
     +-- Draining 503                  this worker is shutting down
+    +-- SwitchedOff 503               the operator's settings keep these routes off
     +-- SettleFailed 500              the answer was complete, its ledger entry is not committed
     +-- Cancelled 499                 the call was given up: the client left, or a drain ran out
     +-- UpstreamError 502             an attempt failed before an answer began
@@ -132,6 +133,11 @@ class NoDeploymentAvailable(GatewayError):
 class Draining(GatewayError):
     status = 503
     code = "draining"
+
+
+class SwitchedOff(GatewayError):
+    status = 503
+    code = "switched_off"
 
 
 class SettleFailed(GatewayError):

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
-from gateway.backend import Deadlines, Network, Secret
-from gateway.errors import SettingsError
+from gateway.backend import Deadlines, Network, Proxy, Secret
+from gateway.errors import BadRequest, SettingsError
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -105,16 +105,24 @@ def _token(text: str) -> Secret:
     return Secret(text)
 
 
-def _setting(name: str, default: Any, parse: Callable[[str], Any], *, shown: bool = True) -> Any:
-    return dataclasses.field(default=default, repr=shown, metadata={"name": name, "parse": parse})
+def _proxy(text: str) -> Proxy:
+    try:
+        return Proxy.parse(text)
+    except BadRequest:  # its words are for a body; none of them repeats the URL, and nor does this
+        raise ValueError("must be http://, socks5:// or socks5h://, as scheme://[user:password@]host:port") from None
+
+
+def _setting(name: str, default: Any, parse: Callable[[str], Any], *, shown: bool = True, instead: tuple[str, ...] = ()) -> Any:
+    """`instead`: names of older programs that count, in this order, where `name` is not set in the same place."""
+    return dataclasses.field(default=default, repr=shown, metadata={"name": name, "parse": parse, "instead": instead})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Frozen; made by `load`. Sizes are in bytes, times in seconds."""
 
-    host: str = _setting("GATEWAY_HOST", "127.0.0.1", _host)
-    port: int = _setting("GATEWAY_PORT", 8080, _integer(1, 65535))
+    host: str = _setting("GATEWAY_HOST", "127.0.0.1", _host, instead=("SERVER_HOST",))
+    port: int = _setting("GATEWAY_PORT", 8080, _integer(1, 65535), instead=("GO_CHATGPT_API_PORT", "SERVER_PORT", "PORT"))
     workers: int = _setting("WEB_CONCURRENCY", 1, _integer(1, 64))
     data_dir: Path = _setting("GATEWAY_DATA_DIR", Path("data"), Path)
     secrets_dir: Path | None = _setting("GATEWAY_SECRETS_DIR", None, Path)
@@ -142,6 +150,14 @@ class Settings:
     drain_s: int = _setting("GATEWAY_DRAIN_S", 30, _integer(1, 3600))
     log_level: str = _setting("GATEWAY_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
     metrics_token: Secret | None = _setting("GATEWAY_METRICS_TOKEN", None, _token)
+    caller_tokens: str = _setting("GATEWAY_CALLER_TOKENS", "on", _one_of("on", "off"))
+    chatgpt_base_url: str = _setting("CHATGPT_BASE_URL", "https://chat.openai.com", _base_url)
+    platform_base_url: str = _setting("PLATFORM_BASE_URL", "https://api.openai.com", _base_url)
+    auth0_base_url: str = _setting("AUTH0_BASE_URL", "https://auth0.openai.com", _base_url)
+    conversation_url: str | None = _setting("API_REVERSE_PROXY", None, _base_url)
+    callers_proxy: Proxy | None = _setting("GO_CHATGPT_API_PROXY", None, _proxy, instead=("PROXY",))
+    imitate_access_token: Secret | None = _setting("IMITATE_ACCESS_TOKEN", None, Secret)
+    continue_signal: str = _setting("CONTINUE_SIGNAL", "", str)
     admin_password: Secret | None = _setting("ADMIN_PASSWORD", None, Secret)
     access_tokens: Secret | None = _setting("ACCESS_TOKENS", None, Secret)
     puid: Secret | None = _setting("PUID", None, Secret)
@@ -165,10 +181,11 @@ class Settings:
         for name in (".env", ".env.local"):
             found = _file(directory / name, problems)
             problems += [f"{name}: {_unknown(key)}" for key in found if key.startswith("GATEWAY_") and key not in NAMES]
-            values |= found
+            values |= _under_their_names(found)
         warnings = [_unknown(key) for key in environment if key.startswith("GATEWAY_") and key not in NAMES and key not in CLIENT_NAMES]
         warnings += [text for key in (*environment, *values) if (text := _lookalike(key))]
-        values |= {key: value for key, value in environment.items() if value.strip() and not _is_service_link(key, value, warnings)}
+        given = {key: value for key, value in environment.items() if value.strip() and not _is_service_link(key, value, warnings)}
+        values |= _under_their_names(given)
         parsed = _parse(values, problems)
         settings = cls(**parsed, warnings=tuple(warnings))
         problems += _contradictions(settings)
@@ -237,6 +254,16 @@ def _is_service_link(name: str, value: str, warnings: list[str]) -> bool:
     if is_link:
         warnings.append(f"{name} is ignored: its value looks like a Kubernetes service link")
     return is_link
+
+
+def _under_their_names(values: Mapping[str, str]) -> dict[str, str]:
+    """The same, where an older program's name stands in for a setting's own that is not there: under that one."""
+    found = dict(values)
+    for name, field in _FIELDS.items():
+        older = next((each for each in field.metadata["instead"] if each in values), None)
+        if name not in values and older is not None:
+            found[name] = values[older]
+    return found
 
 
 def _parse(values: Mapping[str, str], problems: list[str]) -> dict[str, Any]:

@@ -5,4 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-PREFIXES: Mapping[str, str] = MappingProxyType({"openai": "/v1", "me": "/v1/me", "system": "/"})
+PREFIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "openai": "/v1",
+        "me": "/v1/me",
+        "system": "/",
+        "chatgpt": "/chatgpt",
+        "platform": "/platform",
+        "imitate": "/imitate",
+        "backend_api": "/api",
+    }
+)

@@ -44,10 +44,7 @@ class Received:
 
 def read_body(environ: dict[str, Any], kind: str, content_type: str, settings: Settings) -> Received:
     """Read the body as `kind` says ("json", "form" or "either"). Raises BadRequest, BodyTooLarge or BodyTimeout."""
-    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() not in ("", "identity"):
-        raise BadRequest("A compressed request body is not taken; send it as it is.", code="content_encoding_not_served")
-    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":  # gunicorn takes "gzip, chunked" too, and decodes the last alone
-        raise BadRequest("The only transfer coding taken is chunked.", code="transfer_coding_not_served")
+    _check_codings(environ)
     is_form = content_type.lower().startswith("multipart/form-data")
     if is_form and kind != "json":
         return _form(environ, content_type, settings)
@@ -56,6 +53,19 @@ def read_body(environ: dict[str, Any], kind: str, content_type: str, settings: S
     if is_form:
         raise BadRequest("This endpoint takes a JSON object: Content-Type application/json.")
     return _json(environ, settings)
+
+
+def read_raw(environ: dict[str, Any], settings: Settings) -> bytes:
+    """The body as it is, of a JSON body's size at most. Raises BadRequest, BodyTooLarge or BodyTimeout."""
+    _check_codings(environ)
+    return b"".join(_blocks(environ, settings.json_limit, settings.body_s))
+
+
+def _check_codings(environ: Mapping[str, Any]) -> None:
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() not in ("", "identity"):
+        raise BadRequest("A compressed request body is not taken; send it as it is.", code="content_encoding_not_served")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":  # gunicorn takes "gzip, chunked" too, and decodes the last alone
+        raise BadRequest("The only transfer coding taken is chunked.", code="transfer_coding_not_served")
 
 
 def _json(environ: dict[str, Any], settings: Settings) -> Received:

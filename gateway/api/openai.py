@@ -11,7 +11,7 @@ from flask import Blueprint, Response, g, jsonify
 from gateway.api import PREFIXES
 from gateway.api.body import Received
 from gateway.api.endpoint import Endpoint
-from gateway.api.web import Web, policy
+from gateway.api.web import METHODS, Web, policy
 from gateway.core.identity import INFERENCE, USAGE_READ
 from gateway.core.listing import Listing
 from gateway.core.receipts import Receipts
@@ -80,7 +80,6 @@ NOT_SERVED = (
     "realtime",
     "chat/completions",
 )
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def blueprint(web: Web, listing: Listing, receipts: Receipts) -> Blueprint:

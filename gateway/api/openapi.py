@@ -14,6 +14,7 @@ from gateway.api import PREFIXES
 from gateway.api import openapi_components as components
 from gateway.api.endpoint import Endpoint
 from gateway.api.openai import ENDPOINTS
+from gateway.api.shapes import OPENAI, shape_of
 
 _CONVERTER = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _RELAYED = MappingProxyType({PREFIXES["openai"] + endpoint.path: endpoint for endpoint in ENDPOINTS})
@@ -28,9 +29,10 @@ _TAGS: Mapping[str, str] = {
 
 
 def document(rules: Map, views: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an app's routes. Raises KeyError for a route of which nothing is known."""
+    """The OpenAPI 3.1 document of an app's routes, but for those of the families whose shape is not OpenAI's: docs/families.md has them.
+    Raises KeyError for a route of which nothing is known."""
     paths: dict[str, dict[str, Any]] = {}
-    for rule in rules.iter_rules():
+    for rule in (rule for rule in rules.iter_rules() if shape_of(rule.rule) is OPENAI):
         path = _CONVERTER.sub(r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             paths.setdefault(path, {})[method.lower()] = _operation(rule, path, method, getattr(views[rule.endpoint], "policy", ""))

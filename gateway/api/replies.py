@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.api.body import breaks_off, linger
+from gateway.api.shapes import shape_of
 from gateway.core.exchange import Exchange, fresh_id
 from gateway.core.idempotency import Kept
 from gateway.core.relay import Relay
-from gateway.errors import AnswerNotKept, GatewayError, error_type
+from gateway.errors import AnswerNotKept, GatewayError, UpstreamError, UpstreamRefused
 from gateway.state.base import REQUESTS, TOKENS, Standing
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ def of_kept(kept: Kept) -> Answered:
     return Answered(kept.status, headers, (kept.body,))
 
 
+def of_refusal(error: UpstreamRefused, exchange: Exchange, body: bytes, content_type: str) -> Answered:
+    """A refusal of the client's own credential or request, under the upstream's status, in these words."""
+    headers = [("content-type", _sendable(content_type)), ("content-length", str(len(body)))]
+    headers += [(name, _sendable(value)) for name, value in error.headers if name in RESPONSE_HEADERS and name != "content-type"]
+    if error.upstream_status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    return Answered(error.upstream_status, headers + exchange_headers(exchange), (body,))
+
+
 def _sendable(value: str) -> str:
     """A header's value as it is. Raises ValueError: HTTP lets none through that could end a header, but a backend's author may."""
     if not _VALUE.fullmatch(value):
@@ -82,10 +92,9 @@ def _sendable(value: str) -> str:
 
 
 def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answered:
-    """An error in OpenAI's shape, with the exchange's headers; a request that was refused before it became an exchange gets an id all the same."""
-    body = json.dumps(
-        {"error": {"message": _one_line(error.message), "type": error_type(error.status), "param": error.param, "code": error.code}},
-    ).encode()
+    """An error in the shape of the path's family, with the exchange's headers; a request that was refused before it became an exchange
+    gets an id all the same."""
+    body = json.dumps(shape_of(path).document(error, _one_line(error.message))).encode()
     headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
     if exchange is not None:
         headers += exchange_headers(exchange)
@@ -97,7 +106,7 @@ def of_error(error: GatewayError, exchange: Exchange | None, path: str) -> Answe
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
     if error.status == 401:
         headers.append(("www-authenticate", "Bearer"))
-    if error.status in (500, 501) or isinstance(error, AnswerNotKept):
+    if (error.status in (500, 501) and not isinstance(error, UpstreamError)) or isinstance(error, AnswerNotKept):
         headers.append(("x-should-retry", "false"))  # OpenAI's SDKs retry every 5xx and 409: these would fail, or be paid, again
     return Answered(error.status, headers, (body,))
 

@@ -13,17 +13,22 @@ from werkzeug.exceptions import HTTPException
 
 from gateway.api.access import authorize
 from gateway.api.body import breaks_off, linger
+from gateway.api.caller import Asked, Callers, Told, required_token
 from gateway.api.endpoint import Endpoint, Endpoints, presented
 from gateway.api.replies import Answered, common_headers, of_error, unexpected
+from gateway.api.shapes import shape_of
+from gateway.backend import Secret
 from gateway.core.identity import Identity
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, PermissionDenied
 from gateway.settings import Settings
 
 View = TypeVar("View", bound=Callable[..., Any])
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def policy(name: str, *scopes: str) -> Callable[[View], View]:
-    """Declare who may use a view: "key" (an API key), "open" (anyone), "metrics" (loopback, or the metrics token). A view without one is refused.
+    """Declare who may use a view: "key" (an API key), "open" (anyone), "metrics" (loopback, or the metrics token), "caller" (who brings an
+    upstream's token), "guest" (anyone, where callers' tokens are served: on their account). A view without one is refused.
 
     A key that is restricted to some scopes must have one of `scopes`: where a view names none, it is refused.
     """
@@ -39,8 +44,8 @@ def policy(name: str, *scopes: str) -> Callable[[View], View]:
 class Web:
     """What the blueprints share. Installed once on the app; it keeps no state of a request."""
 
-    def __init__(self, endpoints: Endpoints, identity: Identity, settings: Settings) -> None:
-        self._endpoints, self._identity, self._settings = endpoints, identity, settings
+    def __init__(self, endpoints: Endpoints, callers: Callers, identity: Identity, settings: Settings) -> None:
+        self._endpoints, self.callers, self._identity, self._settings = endpoints, callers, identity, settings
 
     def install(self, app: Flask) -> None:
         app.before_request(lambda: self._authorize(app))
@@ -61,6 +66,11 @@ class Web:
         if declared == "key":
             principal = self._identity.authenticate(presented(request.environ))
             g.principal = authorize(principal, getattr(view, "scopes", ()), request.environ, self._settings.trusted_proxies)
+        elif declared in ("caller", "guest"):
+            self.callers.check_served()
+            if declared == "caller":
+                g.token = required_token(request.environ, request.path)
+            g.principal = self.callers.principal(request.environ)
         elif declared == "metrics":
             self._authorize_metrics()
         elif declared != "open":
@@ -79,6 +89,20 @@ class Web:
     def relay(self, endpoint: Endpoint) -> Response:
         """A relayed endpoint as a view."""
         return _response(self._endpoints.relay(request.environ, endpoint, g.principal))
+
+    def ask(self, asked: Asked, told: Told, token: Secret | None = None) -> Response:
+        """A call of a family whose callers bring a token: this one, or the one that the request showed."""
+        return _response(self.callers.relay(request.environ, asked, g.principal, g.token if token is None else token, told))
+
+    def respond(self, answered: Answered) -> Response:
+        """What a view made itself."""
+        return _response(answered)
+
+
+@policy("open")
+def preflight(rest: str = "") -> Response:
+    """What browsers ask before they let a page ask; `_finish` adds the headers."""
+    return _response(Answered(204, [], ()))
 
 
 def _response(answered: Answered) -> Response:
@@ -111,6 +135,9 @@ def _unexpected(error: Exception) -> Response:
 
 def _finish(response: Response) -> Response:
     """What every answer carries, also one that never was an exchange."""
+    if shape_of(request.path).open_to_browsers:
+        for name in ("Origin", "Headers", "Methods"):
+            response.headers[f"Access-Control-Allow-{name}"] = "*"
     for name, value in common_headers(response.status_code, g.began):
         response.headers.setdefault(name, value)
     if breaks_off(request.environ):

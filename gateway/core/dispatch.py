@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from gateway.backend import Backend, Call, Reply, Secret
+from gateway.core.caller import CALLER
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
@@ -26,6 +27,8 @@ EXTRA_ATTEMPTS = 2
 RETRY_WINDOW_S = 10.0
 RETRY_FLOOR, RETRY_SHARE = 10, 0.2
 REDACTED = "[redacted]"
+UNANSWERED = 500
+"""What a client with a credential of its own is told where its upstream gave no answer."""
 
 
 class RetryBudget:
@@ -68,6 +71,8 @@ class Dispatcher:
         Raises NoDeploymentAvailable or RateLimited where nothing was fit, the mapped UpstreamError where all attempts
         failed, Cancelled where the call was given up.
         """
+        if candidates and candidates[0].deployment.owner == CALLER:
+            return self._for_caller(exchange, candidates[0])
         self._budget.note_call()
         errors: list[UpstreamError] = []
         untried = list(candidates)
@@ -89,6 +94,17 @@ class Dispatcher:
                 untried = self._worth_trying(exchange, untried, errors)
                 if not untried or not self._may_retry():
                     raise self._verdict(exchange, candidates, errors) from error
+
+    def _for_caller(self, exchange: Exchange, candidate: Candidate) -> Answer:
+        """The one attempt with a credential of the client's own: nobody is blamed and nothing rests. Raises what the upstream says, for
+        the client to read: with its own status, or with the one that the families of such clients give where it says nothing."""
+        try:
+            return self._attempt(exchange, candidate)
+        except UpstreamError as error:
+            if (reason := exchange.call.cancel.reason) is not None:
+                raise Cancelled(reason) from error
+            error.status = error.upstream_status if isinstance(error, UpstreamRefused) else UNANSWERED
+            raise
 
     def _may_retry(self) -> bool:
         allowed = self._budget.take()

@@ -13,7 +13,7 @@ from gateway.backend import Call
 from gateway.core.claim import Claim
 from gateway.core.identity import Principal
 from gateway.dialects.events import Usage
-from gateway.errors import GatewayError
+from gateway.errors import UpstreamTimeout
 from gateway.state.base import Standing
 from gateway.store.catalog import Price
 
@@ -255,6 +255,6 @@ def ending_of(error: BaseException, exchange: Exchange) -> Ending:
         return Ending.CLIENT_GONE
     if not exchange.attempts:
         return Ending.REFUSED
-    if isinstance(error, GatewayError) and error.status == 504:
+    if isinstance(error, UpstreamTimeout):
         return Ending.TIMEOUT
     return Ending.UPSTREAM_ERROR

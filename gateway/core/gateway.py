@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gateway.backend import Call
 from gateway.concurrency import every
@@ -16,7 +16,7 @@ from gateway.core.housekeeping import Housekeeping
 from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.relay import Relay
-from gateway.core.routing import Router
+from gateway.core.routing import Candidate, Router
 from gateway.errors import Cancelled
 from gateway.metrics import Metrics
 from gateway.presence import Presence
@@ -52,13 +52,17 @@ class Gateway:
         """Open the call's exchange, and watch its client. The caller passes it to `handle` next, come what may."""
         return self.exchanges.begin(call, principal, client, endpoint, model, client_request_id)
 
-    def handle(self, exchange: Exchange) -> Relay:
+    def handle(self, exchange: Exchange, candidates: Sequence[Candidate] = ()) -> Relay:
         """Answer a call. The caller iterates the Relay and closes it, whatever happens.
 
+        `candidates`: where the client brought its own credential, the only one that may be asked; the router is then not.
         Raises GatewayError; the exchange is then recorded and released.
         """
         try:
-            candidates = self.router.candidates(exchange)
+            if candidates:
+                exchange.candidates = [candidate.deployment.name for candidate in candidates]
+            else:
+                candidates = self.router.candidates(exchange)
             exchange.reservation = self.admission.admit(exchange, candidates)
             return Relay(self.dispatcher.send(exchange, candidates), exchange, self.ledger, self._drains)
         except BaseException as error:

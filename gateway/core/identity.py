@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,17 +10,21 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from gateway.backend import Network
 from gateway.core.globs import matches
-from gateway.errors import StoreUnavailable, Unauthenticated
+from gateway.errors import PermissionDenied, StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
-from gateway.store.accounts import ApiKey, find_key, first_key_id
+from gateway.store.accounts import ApiKey, ensure_key, find_key, first_key_id
 from gateway.store.budgets import AccountLimits, AccountPath, Budget, account_path
-from gateway.store.database import Database
+from gateway.store.database import Conflict, Database
 
 REFUSAL = "The API key is missing, unknown, expired or revoked."
 """One text for every reason: who tries keys learns nothing."""
 INFERENCE, USAGE_READ, REDEEM = "inference", "usage:read", "redeem"
 SCOPES = (INFERENCE, USAGE_READ, REDEEM)
 """What a key may be restricted to: calls of models; reading what became of them; redeeming codes. A route declares which it takes."""
+CALLER = "caller-token"
+"""The user, and the label of its one key, to whom calls are booked that bring an upstream token of their own."""
+_CALLER_HASH = "caller-token"
+"""In the place of its key's hash: no hash is so short, so that no key can be presented that has it."""
 CACHE_S = 5.0
 CACHE_KEYS = 10_000
 
@@ -112,10 +117,28 @@ class Identity:
         if presented.scheme != "bearer" or not looks_like_key(presented.value):
             raise Unauthenticated(REFUSAL)
         known = self._find(self._hasher.hash(presented.value))
-        now = time.time_ns() // 1_000_000
-        if known is None or known.key.user_disabled or known.key.revoked_at is not None or (known.key.expires_at is not None and known.key.expires_at <= now):
+        if known is None or _state(known.key):
             raise Unauthenticated(REFUSAL)
         return known.principal
+
+    def caller(self) -> Principal:
+        """Whoever brings an upstream token of their own: all of them are one account, made when it is first asked for.
+
+        Raises PermissionDenied where the operator disabled the account, StoreUnavailable.
+        """
+        known = self._find(_CALLER_HASH) or self._made()
+        if state := _state(known.key):
+            raise PermissionDenied(f"Calls with an upstream token of their own are not taken here: the account '{CALLER}' is {state}.", code="caller_disabled")
+        return known.principal
+
+    def _made(self) -> _Known:
+        at = time.time_ns() // 1_000_000
+        with contextlib.suppress(Conflict):  # another worker was first
+            self._database.write(lambda: ensure_key(CALLER, _CALLER_HASH, at, CALLER))
+        found = self._find(_CALLER_HASH)
+        if found is None:
+            raise StoreUnavailable(f"The account '{CALLER}' cannot be made. Try again.", retry_after_s=1.0)
+        return found
 
     def _find(self, digest: str) -> _Known | None:
         generation, now = self._generation(), self._clock()
@@ -137,6 +160,15 @@ class Identity:
         key, path = found
         known = self._known[digest] = _Known(now + CACHE_S, generation, key, principal_of(key, path))
         return known
+
+
+def _state(key: ApiKey) -> str:
+    """Why a key does not work now; empty where it does."""
+    if key.user_disabled:
+        return "disabled"
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= time.time_ns() // 1_000_000 else ""
 
 
 def _looked_up(digest: str) -> tuple[ApiKey, AccountPath] | None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POOL = "access-tokens"
 NAME = "chatgpt-to-api"
 """Of the family's user, its model and its deployment."""
-OFFICIAL_KEY, PASSWORD = "official-api-key", "chatgpt-to-api-password"  # noqa: S105  labels
+OFFICIAL_KEY, PASSWORD = "official-api-key", "chatgpt-to-api-password"
 PUID = "puid"
 _SEEN = ".chatgpt-to-api.seen"
 """Fingerprints of what was taken over last, a line each: in the data directory, with the files themselves."""

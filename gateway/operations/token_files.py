@@ -59,8 +59,7 @@ def read_if_there(path: Path) -> bytes | None:
 def read_proxies(raw: bytes) -> tuple[Proxy, ...]:
     """A URL a line, or HOST:PORT or HOST:PORT:USER:PASS, which are socks5; a line without a colon is none. Raises BadRequest."""
     proxies = []
-    for number, line in enumerate(_text(raw, PROXIES).splitlines(), 1):
-        line = line.strip()
+    for number, line in enumerate(map(str.strip, _text(raw, PROXIES).splitlines()), 1):
         if ":" not in line or line.startswith("#"):
             continue
         try:

@@ -220,6 +220,16 @@ def first_key_id(key_id: int) -> int:
     return first
 
 
+def ensure_key(user: str, hash: str, at: int, label: str) -> None:
+    """See to it that this user exists and has a key with this hash, whatever its state; what is there stays as it is.
+
+    Raises Conflict where somebody else did the same just now: then it is there as well.
+    """
+    if find_key(hash) is None:
+        owner = find_user(user) or create_user(user, at)
+        create_key(owner.id, hash, at, prefix="", suffix="", label=label)
+
+
 def search_keys(text: str) -> list[ApiKey]:
     """The keys that an operator may mean by `text`: an id, a label, or the first characters of a key."""
     named = (ApiKeyRow.label == text) | (ApiKeyRow.prefix == text)

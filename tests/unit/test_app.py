@@ -70,9 +70,17 @@ def test_secrets_of_the_settings_never_reach_the_log(settings: Settings, capsys:
 
 def test_every_route_declares_who_may_use_it(settings: Settings) -> None:
     app = create_app(settings)
-    policies = {rule.rule: getattr(app.view_functions[rule.endpoint], "policy", None) for rule in app.url_map.iter_rules()}
-    assert set(policies.values()) == {"key", "open", "metrics"}
-    assert {rule for rule, policy in policies.items() if policy != "key"} == {"/healthz", "/readyz", "/openapi.json", "/metrics"}
+    policies = {
+        (rule.rule, method): getattr(app.view_functions[rule.endpoint], "policy", None) for rule in app.url_map.iter_rules() for method in rule.methods or ()
+    }
+    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest"}
+    gets = {(path, method) for path in ("/", "/healthz", "/readyz", "/openapi.json") for method in ("GET", "HEAD")}
+    preflights = {(f"/{family}/<path:rest>", "OPTIONS") for family in ("chatgpt", "platform", "imitate", "api")}
+    assert {route for route, policy in policies.items() if policy == "open"} == gets | preflights
+    assert {route for route, policy in policies.items() if policy == "metrics"} == {("/metrics", "GET"), ("/metrics", "HEAD")}
+    logins = {(path, "POST") for path, (_, method) in ((rule, rule) for rule in policies if rule[0].endswith("/login")) for path in [path]}
+    assert {route for route, policy in policies.items() if policy == "guest"} >= logins
+    assert {path.split("/")[1] for (path, _), policy in policies.items() if policy == "caller"} == {"chatgpt", "platform", "imitate", "api"}
 
 
 def test_every_route_stands_under_the_prefix_of_its_family(settings: Settings) -> None:
