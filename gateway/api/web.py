@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,7 +45,12 @@ class Web:
     """What the blueprints share. Installed once on the app; it keeps no state of a request."""
 
     def __init__(self, endpoints: Endpoints, callers: Callers, identity: Identity, settings: Settings) -> None:
-        self._endpoints, self.callers, self._identity, self._settings = endpoints, callers, identity, settings
+        self._endpoints, self.callers, self.identity, self._settings = endpoints, callers, identity, settings
+        self._guards: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+
+    def guard(self, name: str, check: Callable[[Mapping[str, Any]], None]) -> None:
+        """A policy of one family's own: `check` lets a request pass, or raises GatewayError."""
+        self._guards[name] = check
 
     def install(self, app: Flask) -> None:
         app.before_request(lambda: self._authorize(app))
@@ -64,7 +69,7 @@ class Web:
         view = app.view_functions[request.endpoint]
         declared = getattr(view, "policy", None)
         if declared == "key":
-            principal = self._identity.authenticate(presented(request.environ))
+            principal = self.identity.authenticate(presented(request.environ))
             g.principal = authorize(principal, getattr(view, "scopes", ()), request.environ, self._settings.trusted_proxies)
         elif declared in ("caller", "guest"):
             self.callers.check_served()
@@ -73,6 +78,8 @@ class Web:
             g.principal = self.callers.principal(request.environ)
         elif declared == "metrics":
             self._authorize_metrics()
+        elif declared in self._guards:
+            self._guards[declared](request.environ)
         elif declared != "open":
             raise PermissionDenied("This route has no policy.")
 

@@ -9,7 +9,7 @@ import hmac
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,9 @@ def _members(database: Database) -> list[Credential]:
 
 def serve_pool(database: Database, secrets: Secrets, settings: Settings, at: int) -> None:
     """Make the family's deployment, or bring it in line with the settings. Raises StoreUnavailable."""
-    url = settings.conversation_url or f"{settings.chatgpt_base_url}/backend-api/conversation"
-    base_url, _, last = url.rpartition("/")
-    options = {"conversation_path": f"/{last}", "history": str(settings.history).lower()}
-    wishes = Wishes(base_url=base_url, pool=POOL, proxy=_http_proxy(settings), options=options)
+    place, proxy = web_place(settings), usable_proxy(settings)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in place.options.items()}
+    wishes = Wishes(base_url=place.base_url, pool=POOL, proxy=Secret("" if proxy is None else proxy.url), options=texts)
     if database.read(lambda: catalog.find_deployment(NAME)) is not None:
         set_deployment(database, NAME, wishes, secrets.vault)
         return
@@ -143,18 +142,30 @@ def serve_pool(database: Database, secrets: Secrets, settings: Settings, at: int
         log.debug("the deployment %s is there already", NAME)
 
 
-def _http_proxy(settings: Settings) -> Secret:
-    """The one that the environment names, told without its password; empty where there is none, or one that cannot be used."""
-    given = settings.http_proxy
-    if given is None:
-        return Secret("")
+@dataclass(frozen=True, slots=True)
+class WebPlace:
+    """Where conversations are asked for, and the options of the backend that does."""
+
+    base_url: str
+    options: Mapping[str, Any]
+
+
+def web_place(settings: Settings) -> WebPlace:
+    base_url, _, last = (settings.conversation_url or f"{settings.chatgpt_base_url}/backend-api/conversation").rpartition("/")
+    return WebPlace(base_url, {"conversation_path": f"/{last}", "history": settings.history})
+
+
+def usable_proxy(settings: Settings) -> Proxy | None:
+    """The proxy that the environment names, told without its password; None where there is none, or one that cannot be used."""
+    if settings.http_proxy is None:
+        return None
     try:
-        proxy = Proxy.parse(given.reveal())
+        proxy = Proxy.parse(settings.http_proxy.reveal())
     except BadRequest as error:
         log.warning("http_proxy is not used: %s", error)
-        return Secret("")
-    log.info("http_proxy: the deployment %s goes through %s", NAME, proxy)
-    return Secret(proxy.url)
+        return None
+    log.info("http_proxy: %s goes through %s", NAME, proxy)
+    return proxy
 
 
 def replace_tokens(database: Database, secrets: Secrets, settings: Settings, document: Any, at: int) -> int:
