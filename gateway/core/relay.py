@@ -236,7 +236,7 @@ class Relay:
         Python SDK takes a blank line after one for an event without data, and fails at it."""
         if self._broke_event or self._exchange.left or self._has_ids:
             return b""
-        self._exchange.heartbeats += 1
+        self._exchange.heartbeats += bool(self._codec.heartbeat)
         return self._codec.heartbeat
 
     def _overlong(self) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.access_token import AccessToken
-from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Secret, Services, Target
+from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Proxy, Secret, Services, Target
 from gateway.dialects import document, sse
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Message, TextDelta
 from gateway.errors import BadRequest, Blame, Cancelled, UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamRefused
@@ -38,6 +38,7 @@ from tests.fakes.chatgpt_web import (
     line,
 )
 from tests.fakes.provider import Provider
+from tests.fakes.proxy import Proxy as FakeProxy
 from tests.fakes.received import Received
 
 SECRET = "eyJhbGciOiJSUzI1NiI.secret-of-the-contract"
@@ -180,6 +181,19 @@ def test_32_cookie_is_sent_with_the_token_that_it_belongs_to_alone(backend: Acce
     list(backend.chat(asked(), at(web)))
     drain(backend, raw_call(QUESTION), at(web, extras={"puid": Secret("user-3:4")}))
     assert [received.headers.get("cookie") for received in web.requests] == ["_puid=user-1:2", None, "_puid=user-3:4"]
+
+
+def test_every_request_goes_through_the_targets_proxy(backend: AccessToken, web: Provider) -> None:
+    web.always(PATH, CutByTokens("more, "))
+    web.always(PLACE + "/models", Models())
+    with FakeProxy() as proxy:
+        through = at(web, proxy=Proxy.parse(proxy.url("http")))
+        list(backend.chat(asked(), through))
+        drain(backend, raw_call(QUESTION), through)
+        drain(backend, raw_call({}, "GET", "/models"), through)
+        backend.models(through, time.monotonic() + 5)
+        assert len(web.requests) == 6
+        assert web.connections_seen == len(proxy.asked)
 
 
 def test_history_is_switched_off_for_every_kind_of_call(web: Provider, built: Built) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from backends.openai import OpenAI
-from backends.refusal import reset_seconds
 from gateway.backend import Backend, Deadlines, Secret, Services, Target
 from gateway.errors import Blame, UpstreamError, UpstreamProtocolError, UpstreamRefused
 from gateway.testing import SHORT_S, UpstreamContract, drain, read
@@ -166,44 +164,3 @@ class TestOpenAI(UpstreamContract):
         assert b'"object": "list"' in read(reply)
         assert reply.usage() is None
         reply.close()
-
-
-NOW = 1_700_000_000.0
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "7"}, 7.0),
-        ({"retry-after": " 1.5 "}, 1.5),
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "9" * 30}, 86_400.0),
-        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
-        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
-        ({"retry-after": formatdate(NOW + 90, usegmt=True)}, 90.0),
-        ({"retry-after": formatdate(NOW - 90, usegmt=True)}, 0.0),
-        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "-5"}, None),
-        ({"retry-after": "."}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "Mon, 99 Foo 2026 99:99:99 GMT"}, None),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}, 90.0),
-        ({"x-ratelimit-remaining-requests": "5", "x-ratelimit-reset-requests": "1m30s"}, None),
-        (
-            {
-                "x-ratelimit-remaining-requests": "0",
-                "x-ratelimit-reset-requests": "20ms",
-                "x-ratelimit-remaining-tokens": "0",
-                "x-ratelimit-reset-tokens": "6h0m1.5s",
-            },
-            21_601.5,
-        ),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2d"}, 86_400.0),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "soon"}, 0.0),
-        ({"x-ratelimit-remaining-tokens": "0"}, 0.0),
-    ],
-)
-def test_wish_to_wait_is_read_from_the_headers(headers: dict[str, str], seconds: float | None) -> None:
-    assert reset_seconds(headers, NOW) == seconds

@@ -59,12 +59,17 @@ WHOLE = (TextDelta("a"), TextDelta("b"), Finished("stop", USAGE))
 
 def test_secret_shows_only_when_it_is_asked_to() -> None:
     secret = Secret("sk-very-secret")
-    target = Target("http://host", "m", secret, Deadlines())
+    target = Target("http://host", "m", secret, Deadlines(), extras={"puid": secret})
     for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>20}", format(secret), repr(target), repr([secret]), repr({"a": target})):
         assert "very" not in shown
     assert secret.reveal() == "sk-very-secret"
     assert secret
     assert not Secret("")
+
+
+def test_target_without_extras_has_none_and_can_be_a_key() -> None:
+    assert not TARGET.extras
+    assert {TARGET: 1}[dataclasses.replace(TARGET)] == 1
 
 
 # cancellation

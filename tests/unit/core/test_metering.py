@@ -156,3 +156,9 @@ def test_bytes_that_are_no_chat_are_not_counted_as_words() -> None:
 
 def test_what_is_neither_chat_nor_stream_is_not_estimated() -> None:
     assert metered(None, call(b'{"model":"m","input":"text"}', REST), 10**6, 0) is NOTHING
+
+
+def test_conversation_is_estimated_by_its_events_though_no_request_asks_for_a_stream() -> None:
+    raw = b'{"action":"next","model":"m","messages":[{"content":{"parts":["word word word"]}}]}'
+    assert estimated(call(raw, "chatgpt_web"), delivered_bytes=10**6, delivered_events=12) == (len(raw) // 4, 10)
+    assert metered(None, call(raw, "chatgpt_web"), 10**6, 0) is NOTHING

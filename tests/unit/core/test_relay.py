@@ -11,6 +11,7 @@ from gateway.core.exchange import Ending
 from gateway.core.metering import Source
 from gateway.errors import Cancelled, UpstreamInterrupted, UpstreamTimeout
 from tests.factories import StillClient, call, exchange
+from tests.fakes.chatgpt_web import cumulative, event, line
 from tests.unit.core.stages import DONE, STREAM, USAGE, Book, chunk, drained, relayed
 
 
@@ -68,6 +69,16 @@ def test_stream_that_breaks_ends_with_an_error_event_and_no_done() -> None:
     assert b"[DONE]" not in out
     assert book.settled[0][0] is Ending.UPSTREAM_TRUNCATED
     assert book.settled[0][1].source is Source.ESTIMATED
+
+
+def test_conversation_that_breaks_ends_with_an_error_that_its_clients_read() -> None:
+    book = Book()
+    items = [*(line(event(text)) for text in cumulative(["word "] * 12)), UpstreamInterrupted("The upstream broke off.")]
+    out = drained(relayed(items, book, dialect="chatgpt_web", raw=b'{"model":"m","action":"next"}'), book)
+    assert json.loads(out.rpartition(b"data: ")[2]) == {"message": None, "conversation_id": None, "error": "The upstream broke off."}
+    assert b"[DONE]" not in out
+    ((ending, metered),) = book.settled
+    assert (ending, metered.source, metered.usage.output_tokens) == (Ending.UPSTREAM_TRUNCATED, Source.ESTIMATED, 10)
 
 
 def test_stream_that_ends_without_done_or_finish_reason_is_an_error() -> None:

@@ -12,6 +12,7 @@ from gateway.dialects import CODECS, sse
 from gateway.dialects.sse import HEARTBEAT
 from gateway.errors import Cancelled, UpstreamInterrupted, UpstreamTimeout
 from tests.factories import JSON, StillClient, call, exchange
+from tests.fakes.chatgpt_web import event, line
 from tests.unit.core.stages import DONE, STREAM, USAGE, Book, chunk, drained, relayed
 
 TICK = b""
@@ -30,6 +31,13 @@ def test_tick_becomes_a_comment_between_two_events() -> None:
     out = drained(relayed([chunk("a"), TICK, TICK, chunk("b"), USAGE, DONE], book), book)
     assert out == chunk("a") + HEARTBEAT * 2 + chunk("b") + USAGE + DONE
     assert [sse.parse(raw).data for raw in sse.split(HEARTBEAT)] == [None]
+
+
+def test_tick_sends_nothing_where_clients_of_the_dialect_pass_over_no_comment() -> None:
+    book, ex = Book(), exchange(call(STREAM, "chatgpt_web"))
+    said = line(event("a"))
+    assert drained(relayed([said, TICK, said, DONE], book, dialect="chatgpt_web", ex=ex), book) == said * 2 + DONE
+    assert ex.heartbeats == 0
 
 
 def test_tick_before_the_first_event_sends_nothing() -> None:
@@ -117,8 +125,8 @@ def test_answer_that_is_no_stream_of_events_never_gets_an_empty_block_or_a_comme
     assert book.settled[0][0] is Ending.COMPLETE
 
 
-def test_every_dialect_has_a_heartbeat_that_is_no_event() -> None:
-    for codec in CODECS.values():
+def test_every_heartbeat_is_no_event() -> None:
+    for codec in (codec for codec in CODECS.values() if codec.heartbeat):
         assert codec.heartbeat.endswith(b"\n\n")
         assert all(sse.parse(raw).data is None for raw in sse.split(codec.heartbeat))
 
