@@ -34,7 +34,6 @@ from gateway.errors import (
     NoDeploymentAvailable,
     PermissionDenied,
     SwitchedOff,
-    Unauthenticated,
     UpstreamError,
     UpstreamInterrupted,
     UpstreamRefused,
@@ -69,7 +68,7 @@ def blueprint(family: Family, file_keys: FileKeys) -> Blueprint:
     web = family.web
     web.guard("file-key", lambda environ: _let_in(family, file_keys, environ))
     web.guard("admin-password", lambda environ: _check_admin(family, environ))
-    routes = Blueprint(NAME, __name__, url_prefix=PREFIXES["chatgpt_to_api"])
+    routes = Blueprint("chatgpt_to_api", __name__, url_prefix=PREFIXES["chatgpt_to_api"])
 
     def add(method: str, rule: str, name: str, view: Callable[[Family], Answered], needs: str) -> None:
         answer = policy(needs, INFERENCE)(lambda: web.respond(view(family)))
@@ -96,11 +95,12 @@ def _let_in(family: Family, file_keys: FileKeys, environ: Mapping[str, Any]) -> 
         g.principal = authorize(principal, (INFERENCE,), environ, family.settings.trusted_proxies)
 
 
-def _check_admin(family: Family, environ: Mapping[str, Any]) -> None:
+def _check_admin(family: Family, environ: Mapping[str, Any]) -> Answered | None:
     if family.settings.admin_password is None:
         raise SwitchedOff("There is no admin password: set ADMIN_PASSWORD.")
     if not operations.is_admin(family.database, family.secrets, family.settings, environ.get("HTTP_AUTHORIZATION", "")):
-        raise Unauthenticated("Unauthorized")
+        return _text(401, "Unauthorized")
+    return None
 
 
 def _pong(family: Family) -> Answered:
