@@ -141,7 +141,9 @@ class _Chat(ChatBackend):
 
 
 def _own_headers(target: Target) -> Headers:
-    own: Headers = (("authorization", "Bearer " + target.secret.reveal()), ("user-agent", "chat-gateway"))
+    own: Headers = (("user-agent", "chat-gateway"),)
+    if target.secret:  # some paths are open to everybody
+        own = (("authorization", "Bearer " + target.secret.reveal()), *own)
     puid = target.extras.get("puid")
     return (*own, ("cookie", "_puid=" + puid.reveal())) if puid else own
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, chatgpt_to_api, me, openai, platform, system
+from gateway.api import PREFIXES, chatgpt, chatgpt_to_api, imitate, me, openai, platform, system
 from gateway.api.caller import Callers
 from gateway.api.chatgpt_to_api import Family
 from gateway.api.endpoint import Endpoint, Endpoints
@@ -42,6 +43,8 @@ from gateway.settings import Settings
 from gateway.state.sqlite import SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
+
+SIGN_IN = "backends.sign_in:SignIn"
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -115,7 +118,30 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
     def upstream(name: str, backend: str, base_url: str, **options: Any) -> CallersUpstream:
         return CallersUpstream(name, backend, backends.get(backend, options), base_url, settings.deadlines, settings.callers_proxy)
 
-    yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url))
+    web_root, auth0 = settings.chatgpt_base_url, settings.auth0_base_url
+    base, path = (web_root + "/backend-api", "/conversation") if settings.conversation_url is None else _split(settings.conversation_url)
+    limit = {} if settings.continue_signal is not None else {"continue_limit": 0}
+    interface = chatgpt.WebInterface(
+        web,
+        chatgpt.WebUpstreams(
+            root=upstream("chatgpt", "access_token", web_root + "/backend-api"),
+            public=upstream("chatgpt", "access_token", web_root + "/public-api"),
+            conversation=upstream("chatgpt", "access_token", base, conversation_path=path),
+            continued=upstream("chatgpt", "access_token", base, conversation_path=path, auto_continue=True),
+        ),
+    )
+    web_sign_in = upstream("sign-in", SIGN_IN, web_root, auth0_url=auth0)
+    yield chatgpt.chatgpt(web, interface, web_sign_in)
+    yield chatgpt.backend_api(web, interface, web_sign_in)
+    yield imitate.blueprint(web, interface, upstream("imitate", "access_token", base, conversation_path=path, **limit), web_sign_in)
+    platform_sign_in = upstream("sign-in", SIGN_IN, settings.platform_base_url, auth0_url=auth0, platform=True)
+    yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url), platform_sign_in)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """A URL's origin and its path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", parts.path or "/"
 
 
 def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstream, CallersUpstream]:

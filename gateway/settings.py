@@ -157,7 +157,7 @@ class Settings:
     conversation_url: str | None = _setting("API_REVERSE_PROXY", None, _base_url)
     callers_proxy: Proxy | None = _setting("GO_CHATGPT_API_PROXY", None, _proxy, instead=("PROXY",))
     imitate_access_token: Secret | None = _setting("IMITATE_ACCESS_TOKEN", None, Secret)
-    continue_signal: str = _setting("CONTINUE_SIGNAL", "", str)
+    continue_signal: str | None = _setting("CONTINUE_SIGNAL", None, str)
     admin_password: Secret | None = _setting("ADMIN_PASSWORD", None, Secret)
     access_tokens: Secret | None = _setting("ACCESS_TOKENS", None, Secret)
     puid: Secret | None = _setting("PUID", None, Secret)

@@ -148,10 +148,18 @@ def _claims(token: str) -> Mapping[str, Any]:
     if len(parts) != 3:
         return {}
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return parsed_object(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except ValueError:
+        return {}
+
+
+def parsed_object(raw: bytes) -> Mapping[str, Any]:
+    """A JSON object; an empty one where it is none."""
+    try:
+        document = json.loads(raw)
     except (ValueError, RecursionError):
         return {}
-    return claims if isinstance(claims, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def received_json(environ: dict[str, Any], settings: Settings, told: str = NOT_JSON) -> Received:

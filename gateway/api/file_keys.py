@@ -15,7 +15,14 @@ from gateway.settings import Settings
 OWN_KEY = "Bearer gw_"
 OWN_TOKEN = "Bearer eyJhbGciOiJSUzI1NiI"  # noqa: S105  the base64 of a header that says RS256
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
-ALWAYS = frozenset({("GET", "/ping"), ("OPTIONS", "/v1/chat/completions"), *(("PATCH", f"/admin/{name}") for name in ("tokens", "password", "puid", "openai"))})
+ALWAYS = frozenset(
+    {
+        ("GET", "/ping"),
+        ("HEAD", "/ping"),
+        ("OPTIONS", "/v1/chat/completions"),
+        *(("PATCH", f"/admin/{name}") for name in ("tokens", "password", "puid", "openai")),
+    }
+)
 """Routes that are this family's alone, also without its prefix."""
 SHARED = frozenset({("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/engines")})
 """Routes that are this family's where its rules apply, unless a key of the gateway's own is shown."""

@@ -20,7 +20,9 @@ An answer of the upstream's is relayed as it came: its media types are those tha
 A JSON body is read as UTF-8, whatever type and charset its Content-Type names, unless that is multipart/form-data.
 
 Every error of the gateway's own has the schema `Error`. An unknown path is answered with 404, a method that a path does not take with 405 and `Allow`.
-HEAD is answered wherever GET is."""
+HEAD is answered wherever GET is.
+
+The families of older projects (/chatgpt, /platform, /imitate, /api) have shapes of their own, and are described in docs/families.md."""
 
 EXCHANGE_ID = "^[0-9A-HJKMNP-TV-Z]{26}$"
 _MODEL_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
@@ -244,6 +246,7 @@ OWN: Mapping[str, Own] = {
     "openai.request": Own("The receipt of one of your requests: candidates, attempts, ending, and what was booked.", json_of("Receipt"), ("404",)),
     "me.overview": Own("What your key may use: limits and budgets, what is left of them, which of them bind, and the models.", json_of("Overview")),
     "me.redeem": Own("Redeem a code: its credit is booked to your account, once.", json_of("Redeemed"), ("400", "404", "408", "413"), json_of("Redemption")),
+    "system.root": Own("A line for who looks whether anybody is there.", {"text/plain": {"schema": dict(_TEXT)}}),
     "system.healthz": Own("Whether the process is alive.", json_of("Alive")),
     "system.readyz": Own("Whether it can serve: database, migrations, catalog, ledger. 503 where it cannot.", json_of("Readiness")),
     "system.metrics_text": Own(

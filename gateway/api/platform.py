@@ -9,6 +9,7 @@ from flask import Blueprint, Response, request
 
 from gateway.api import PREFIXES
 from gateway.api.caller import ROUTE_NOT_FOUND, Asked, as_it_came, encoded_query, received_json
+from gateway.api.sign_in import add_logins
 from gateway.api.web import METHODS, Web, policy, preflight
 from gateway.backend import Body
 from gateway.core.caller import CallersUpstream
@@ -38,8 +39,8 @@ ROUTES = (
 )
 
 
-def blueprint(web: Web, upstream: CallersUpstream) -> Blueprint:
-    """The family's routes but for its sign-in."""
+def blueprint(web: Web, upstream: CallersUpstream, sign_in: CallersUpstream) -> Blueprint:
+    """The family's routes."""
     platform = Blueprint("platform", __name__, url_prefix=PREFIXES["platform"])
 
     @platform.route("/<path:rest>", methods=METHODS, provide_automatic_options=False)
@@ -48,6 +49,7 @@ def blueprint(web: Web, upstream: CallersUpstream) -> Blueprint:
         return web.ask(_asked(web, upstream, _found(rest), rest), as_it_came)
 
     platform.add_url_rule("/<path:rest>", "preflight", preflight, methods=["OPTIONS"], provide_automatic_options=False)
+    add_logins(platform, web, sign_in, "/login", "/v1/login")
     return platform
 
 

@@ -16,6 +16,11 @@ def blueprint(gateway: Gateway, database: Database, metrics: Metrics) -> Bluepri
     """The routes outside every API family."""
     system = Blueprint("system", __name__)
 
+    @system.get("/", provide_automatic_options=False)
+    @policy("open")
+    def root() -> Response:
+        return Response("The gateway is ready; /openapi.json lists what is served.\n", content_type="text/plain; charset=utf-8")
+
     @system.get("/healthz", provide_automatic_options=False)
     @policy("open")
     def healthz() -> Response:

@@ -136,6 +136,14 @@ class Provider:
         """Every request for `path` that no script is left for gets this answer."""
         self._standing[path] = step
 
+    def forget(self) -> None:
+        """No request, no script: as at the beginning."""
+        with self._changed:
+            self.requests.clear()
+            self.closed.clear()
+            self._queues.clear()
+            self._standing.clear()
+
     @property
     def connections_open(self) -> int:
         with self._changed:

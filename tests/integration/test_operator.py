@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from gateway.api.shapes import OPENAI, shape_of
 from gateway.app import create_app
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, models
@@ -158,12 +159,16 @@ def app(gateway: RunningGateway) -> Iterator[Flask]:
 def test_what_is_described_is_what_is_served(gateway: RunningGateway, app: Flask) -> None:
     described = ask(gateway, "/openapi.json", key=None).json()["paths"]
     operations = {(path, method.upper()) for path, methods in described.items() for method in methods}
-    rules = {(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
+    ours = [rule for rule in app.url_map.iter_rules() if shape_of(rule.rule) is OPENAI]
+    rules = {(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method) for rule in ours for method in rule.methods or ()}
     assert operations == {(path, method) for path, method in rules if method not in ("HEAD", "OPTIONS")}
 
 
 def test_every_route_has_a_policy(app: Flask) -> None:
     policies = {rule.endpoint: getattr(app.view_functions[rule.endpoint], "policy", None) for rule in app.url_map.iter_rules()}
-    assert set(policies.values()) <= {"key", "open", "metrics"}
-    keyless = {name for name, declared in policies.items() if declared != "key"}
-    assert keyless == {"system.healthz", "system.readyz", "system.metrics_text", "system.openapi"}
+    assert set(policies.values()) <= {"key", "open", "metrics", "caller", "guest"}
+    keyless = {name for name, declared in policies.items() if declared in ("open", "metrics")}
+    preflights = {f"{family}.preflight" for family in ("chatgpt", "platform", "imitate", "backend_api")}
+    assert keyless == {"system.root", "system.healthz", "system.readyz", "system.metrics_text", "system.openapi"} | preflights
+    of_callers = {name.partition(".")[0] for name, declared in policies.items() if declared in ("caller", "guest")}
+    assert of_callers == {"chatgpt", "platform", "imitate", "backend_api"}

@@ -9,6 +9,7 @@ from werkzeug.routing import Map, Rule
 
 from gateway.api.openai import ENDPOINTS
 from gateway.api.openapi import document as described
+from gateway.api.shapes import OPENAI, SHAPES, shape_of
 from gateway.dialects.document import Fields
 from tests.unit.api.served import Served, serving
 
@@ -37,9 +38,16 @@ def test_every_route_is_described_and_nothing_else(served: Served, document: dic
     served_routes = {
         (re.sub(r"<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule), method.lower())
         for rule in served.app.url_map.iter_rules()
+        if shape_of(rule.rule) is OPENAI
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert {(path, method) for path, method, _ in operations(document)} == served_routes
+
+
+def test_what_is_not_described_belongs_to_a_family_with_a_shape_of_its_own(served: Served, document: dict[str, Any]) -> None:
+    left_out = [rule.rule for rule in served.app.url_map.iter_rules() if shape_of(rule.rule) is not OPENAI]
+    assert {"/" + path.split("/")[1] for path in left_out} == set(SHAPES)
+    assert not any(path.startswith(tuple(f"{prefix}/" for prefix in SHAPES)) for path in document["paths"])
 
 
 def test_every_described_route_answers_and_no_other_method_does(served: Served, document: dict[str, Any]) -> None:
