@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, chatgpt, imitate, me, openai, platform, system
+from gateway.api import PREFIXES, chatgpt, chatgpt_to_api, imitate, me, openai, platform, system
 from gateway.api.caller import Callers
+from gateway.api.chatgpt_to_api import Family
 from gateway.api.endpoint import Endpoint, Endpoints
+from gateway.api.file_keys import FileKeys
 from gateway.api.web import Web
 from gateway.backend import Services
 from gateway.core.admission import Admission
@@ -38,6 +40,7 @@ from gateway.core.routing import Router
 from gateway.core.transitions import Transitions
 from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
+from gateway.operations.chatgpt_to_api import NAME, usable_proxy, web_place
 from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
@@ -104,10 +107,11 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
     app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
     app.register_blueprint(system.blueprint(gateway, database, metrics))
-    for family in _of_callers(web, settings, backends):
+    file_keys, old_tokens = FileKeys(settings), Family(web, gateway, database, secrets, settings, redactor, *_of_old_tokens(settings, backends))
+    for family in (*_of_callers(web, settings, backends), chatgpt_to_api.blueprint(old_tokens, file_keys)):
         app.register_blueprint(family)
     web.install(app)
-    app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed())  # type: ignore[method-assign]
+    app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed(), file_keys.place)  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
     return app
 
@@ -149,8 +153,17 @@ def _split(url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}", parts.path or "/"
 
 
+def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstream, CallersUpstream]:
+    """Where chatgpt-to-api leads callers with a token of their own, and whom it asks for models."""
+    place = web_place(settings)
+    proxy, deadlines = usable_proxy(settings), settings.deadlines
+    own = CallersUpstream(NAME, "access_token", backends.get("access_token", place.options), place.base_url, deadlines, proxy)
+    return own, CallersUpstream("official-api", "openai", backends.get("openai", {}), f"{settings.platform_base_url}/v1", deadlines, proxy)
+
+
 def _known_secrets(settings: Settings) -> list[str]:
-    known = (settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token)
+    known = [settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token]
+    known += [settings.admin_password, settings.puid, settings.official_api_key]
     proxy = settings.callers_proxy
     return [secret.reveal() for secret in known if secret is not None] + ([proxy.password] if proxy is not None and proxy.password else [])
 
@@ -164,7 +177,9 @@ def _relayed() -> Mapping[str, Endpoint]:
     return {PREFIXES["openai"] + endpoint.path: endpoint for endpoint in openai.ENDPOINTS}
 
 
-def _in_front(flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[str, Endpoint]) -> Callable[..., Iterable[bytes]]:
+def _in_front(
+    flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[str, Endpoint], place: Callable[[dict[str, Any]], None]
+) -> Callable[..., Iterable[bytes]]:
     """What stands before Flask. The relayed endpoints are answered here: their views in the blueprints do the same by the same
     function, but Flask's way there costs more than the call itself. And what only the outermost layer can do: views may close the
     client's connection after the answer (gunicorn drops an application's `Connection` header, but the object behind its
@@ -173,6 +188,7 @@ def _in_front(flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["gateway.force_close"] = getattr(getattr(start_response, "__self__", None), "force_close", None)
         try:
+            place(environ)
             endpoint = relayed.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
             if endpoint is None:
                 answer: Iterable[bytes] = flask(environ, start_response)

@@ -68,6 +68,14 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be 1, true or yes; or 0, false or no")
+
+
 def _database_url(text: str) -> str:
     if not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise ValueError("must begin with sqlite:/// or postgresql://")
@@ -113,8 +121,8 @@ def _setting(name: str, default: Any, parse: Callable[[str], Any], *, shown: boo
 class Settings:
     """Frozen; made by `load`. Sizes are in bytes, times in seconds."""
 
-    host: str = _setting("GATEWAY_HOST", "127.0.0.1", _host)
-    port: int = _setting("GATEWAY_PORT", 8080, _integer(1, 65535), instead=("GO_CHATGPT_API_PORT", "PORT"))
+    host: str = _setting("GATEWAY_HOST", "127.0.0.1", _host, instead=("SERVER_HOST",))
+    port: int = _setting("GATEWAY_PORT", 8080, _integer(1, 65535), instead=("GO_CHATGPT_API_PORT", "SERVER_PORT", "PORT"))
     workers: int = _setting("WEB_CONCURRENCY", 1, _integer(1, 64))
     data_dir: Path = _setting("GATEWAY_DATA_DIR", Path("data"), Path)
     secrets_dir: Path | None = _setting("GATEWAY_SECRETS_DIR", None, Path)
@@ -150,6 +158,13 @@ class Settings:
     callers_proxy: Proxy | None = _setting("GO_CHATGPT_API_PROXY", None, _proxy, instead=("PROXY",))
     imitate_access_token: Secret | None = _setting("IMITATE_ACCESS_TOKEN", None, Secret)
     continue_signal: str | None = _setting("CONTINUE_SIGNAL", None, str)
+    admin_password: Secret | None = _setting("ADMIN_PASSWORD", None, Secret)
+    access_tokens: Secret | None = _setting("ACCESS_TOKENS", None, Secret)
+    puid: Secret | None = _setting("PUID", None, Secret)
+    official_api_key: Secret | None = _setting("OFFICIAL_API_KEY", None, Secret)
+    http_proxy: Secret | None = _setting("http_proxy", None, Secret)  # looked at where it is used: most who have it set have it for other programs
+    history: bool = _setting("ENABLE_HISTORY", True, _yes_or_no)
+    chatgpt_to_api_open: bool = _setting("CHATGPT_TO_API_OPEN", False, _yes_or_no)
 
     warnings: tuple[str, ...] = ()
 

@@ -255,7 +255,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_env_file_has_one_line_for_each_setting_with_its_default() -> None:
-    lines = re.findall(r"^([A-Z0-9_]+)=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    lines = re.findall(r"^([A-Za-z0-9_]+)=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
     fields = {field.metadata["name"]: field for field in dataclasses.fields(Settings) if "name" in field.metadata}
     assert [name for name, _ in lines] == list(fields)
     for name, text in lines:

@@ -14,5 +14,6 @@ PREFIXES: Mapping[str, str] = MappingProxyType(
         "platform": "/platform",
         "imitate": "/imitate",
         "backend_api": "/api",
+        "chatgpt_to_api": "/chatgpt-to-api",
     }
 )

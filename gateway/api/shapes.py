@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.api import PREFIXES
-from gateway.errors import GatewayError, MethodNotAllowed, NotFound, error_type
+from gateway.errors import GatewayError, MethodNotAllowed, NotFound, SwitchedOff, Unauthenticated, error_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ def _go_chatgpt_2(error: GatewayError, message: str) -> Mapping[str, Any]:
     return {name: lowered(text) if name == "errorMessage" else text for name, text in _go_chatgpt(error, message).items()}
 
 
+def _chatgpt_to_api(error: GatewayError, message: str) -> Mapping[str, Any]:
+    """Who is refused at the door is told in a text, all else as by OpenAI."""
+    return {"error": message} if isinstance(error, Unauthenticated | SwitchedOff) else _openai(error, message)
+
+
 def lowered(text: str) -> str:
     """A sentence without its capital and its full stop."""
     return text[:1].lower() + text[1:].removesuffix(".")
@@ -49,6 +54,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         PREFIXES["platform"]: _GO_CHATGPT,
         PREFIXES["imitate"]: _GO_CHATGPT_2,
         PREFIXES["backend_api"]: _GO_CHATGPT_2,
+        PREFIXES["chatgpt_to_api"]: Shape(_chatgpt_to_api, open_to_browsers=True),
     }
 )
 """By a path's first segment; every other path's is OpenAI's."""

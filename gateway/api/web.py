@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,7 +45,12 @@ class Web:
     """What the blueprints share. Installed once on the app; it keeps no state of a request."""
 
     def __init__(self, endpoints: Endpoints, callers: Callers, identity: Identity, settings: Settings) -> None:
-        self._endpoints, self.callers, self._identity, self._settings = endpoints, callers, identity, settings
+        self._endpoints, self.callers, self.identity, self._settings = endpoints, callers, identity, settings
+        self._guards: dict[str, Callable[[Mapping[str, Any]], Answered | None]] = {}
+
+    def guard(self, name: str, check: Callable[[Mapping[str, Any]], Answered | None]) -> None:
+        """A policy of one family's own: `check` lets a request pass, gives a refusal in the family's form, or raises GatewayError."""
+        self._guards[name] = check
 
     def install(self, app: Flask) -> None:
         app.before_request(lambda: self._authorize(app))
@@ -54,17 +59,17 @@ class Web:
         app.register_error_handler(HTTPException, _http_error)
         app.register_error_handler(Exception, _unexpected)
 
-    def _authorize(self, app: Flask) -> None:
+    def _authorize(self, app: Flask) -> Response | None:
         """Default deny, before a byte of the body is read."""
         g.began = time.monotonic()
         if (path := request.environ.get("PATH_INFO", "")).startswith("//"):  # Werkzeug would take it for one slash; what stands before us may not
             raise NotFound(f"There is no {request.method} {path} here; /openapi.json lists what is served.")
         if request.endpoint is None:
-            return  # no such route: Flask answers 404
+            return None  # no such route: Flask answers 404
         view = app.view_functions[request.endpoint]
         declared = getattr(view, "policy", None)
         if declared == "key":
-            principal = self._identity.authenticate(presented(request.environ))
+            principal = self.identity.authenticate(presented(request.environ))
             g.principal = authorize(principal, getattr(view, "scopes", ()), request.environ, self._settings.trusted_proxies)
         elif declared in ("caller", "guest"):
             self.callers.check_served()
@@ -73,8 +78,12 @@ class Web:
             g.principal = self.callers.principal(request.environ)
         elif declared == "metrics":
             self._authorize_metrics()
+        elif declared in self._guards:
+            refusal = self._guards[declared](request.environ)
+            return None if refusal is None else _response(refusal)
         elif declared != "open":
             raise PermissionDenied("This route has no policy.")
+        return None
 
     def _authorize_metrics(self) -> None:
         token, shown = self._settings.metrics_token, presented(request.environ).value

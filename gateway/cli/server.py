@@ -100,6 +100,7 @@ def migrate(as_json: bool) -> None:
         "applied": list(prepared.applied),
         "secrets_created": [str(path) for path in prepared.secrets.created],
         "seeded": prepared.seeded,
+        "notes": list(prepared.notes),
     }
     emit(as_json, document, lambda: _prepared_lines(prepared) or [f"{database} is up to date"])
 
@@ -110,7 +111,8 @@ def _prepared_lines(prepared: Prepared) -> list[str]:
     if created:
         names = " and ".join(path.name for path in created)
         lines.append(f"made {names} in {created[0].parent}: back them up, apart from the data; without them no key and no credential can be read")
-    return lines + (["made the model echo, which repeats what it is told"] if prepared.seeded else [])
+    lines += ["made the model echo, which repeats what it is told"] if prepared.seeded else []
+    return [*lines, *prepared.notes]
 
 
 @click.command()

@@ -98,6 +98,7 @@ class Exchange:
     """From the moment a call is authenticated until its entry is committed. `at` is Unix milliseconds, `started` monotonic.
 
     `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
+    `served_by`: the model whose deployments answer, where that is not the one that was asked for.
     `full`: until when those that were excluded have no place left. `doubted`: whose failures may have been the caller's, with their deployment.
     `taken`: what it took of its limits, whose `standings` were those when it began, or was refused. `conversation`: what tells it, where a pool
     asks for that, and `affinity` what came of it.
@@ -122,6 +123,7 @@ class Exchange:
     reservation: Reservation | None = None
     taken: Held | None = None
     standings: Sequence[Standing] = ()
+    served_by: str = ""
     claim: Claim | None = None
     lease: Held | None = None
     conversation: str | None = None

@@ -23,8 +23,6 @@ SCOPES = (INFERENCE, USAGE_READ, REDEEM)
 """What a key may be restricted to: calls of models; reading what became of them; redeeming codes. A route declares which it takes."""
 CALLER = "caller-token"
 """The user, and the label of its one key, to whom calls are booked that bring an upstream token of their own."""
-_CALLER_HASH = "caller-token"
-"""In the place of its key's hash: no hash is so short, so that no key can be presented that has it."""
 CACHE_S = 5.0
 CACHE_KEYS = 10_000
 
@@ -126,18 +124,26 @@ class Identity:
 
         Raises PermissionDenied where the operator disabled the account, StoreUnavailable.
         """
-        known = self._find(_CALLER_HASH) or self._made()
+        return self.account(CALLER, "with an upstream token of their own")
+
+    def account(self, name: str, which: str) -> Principal:
+        """The account of calls that show no key of ours, made when it is first asked for. `name`: of its user and of the label of its one key,
+        shorter than any hash; it stands in the place of the key's, so that no key can be presented that has it. `which`: the calls, for the refusal.
+
+        Raises PermissionDenied where the operator disabled the account, StoreUnavailable.
+        """
+        known = self._find(name) or self._made(name)
         if state := _state(known.key):
-            raise PermissionDenied(f"Calls with an upstream token of their own are not taken here: the account '{CALLER}' is {state}.", code="caller_disabled")
+            raise PermissionDenied(f"Calls {which} are not taken here: the account '{name}' is {state}.", code="caller_disabled")
         return known.principal
 
-    def _made(self) -> _Known:
+    def _made(self, name: str) -> _Known:
         at = time.time_ns() // 1_000_000
         with contextlib.suppress(Conflict):  # another worker was first
-            self._database.write(lambda: ensure_key(CALLER, _CALLER_HASH, at, CALLER))
-        found = self._find(_CALLER_HASH)
+            self._database.write(lambda: ensure_key(name, name, at, name))
+        found = self._find(name)
         if found is None:
-            raise StoreUnavailable(f"The account '{CALLER}' cannot be made. Try again.", retry_after_s=1.0)
+            raise StoreUnavailable(f"The account '{name}' cannot be made. Try again.", retry_after_s=1.0)
         return found
 
     def _find(self, digest: str) -> _Known | None:

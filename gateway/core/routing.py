@@ -45,13 +45,13 @@ class Router:
         snapshot = self._catalog.snapshot
         if snapshot.generation < 0:  # a worker that began while the database was away, or not migrated: it cannot tell what exists
             raise not_loaded()
-        deployments = snapshot.find(model)
+        deployments = snapshot.find(exchange.served_by or model)
         if not deployments:
             raise ModelNotFound(f"The model '{model}' does not exist here; GET /v1/models lists those that your key may use.", param="model")
         if not exchange.principal.may_use(model):
             raise PermissionDenied(f"Your key may not use the model '{model}'.", code="model_not_allowed", param="model")
         found = [Candidate(item, item.upstream_name(model), snapshot.price(item.upstream_name(model), exchange.at)) for item in deployments]
-        configured = snapshot.model(model)
+        configured = snapshot.model(exchange.served_by or model)
         exchange.drains = configured is not None and configured.on_client_gone == "drain"
         exchange.candidates = [candidate.deployment.place for candidate in found]
         for candidate in found:

@@ -163,6 +163,11 @@ def _access_tokens(text: str) -> Iterator[Found]:
 _READERS: Mapping[str, Callable[[str], Iterator[Found]]] = MappingProxyType({PASTE: _pasted, CSV: _csv, JSON: _json, ACCESS_TOKENS: _access_tokens})
 
 
+def parsed(raw: bytes) -> Any:
+    """A file's JSON. Raises BadRequest, as `read` does."""
+    return _parsed(_text(raw))
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.load(io.StringIO(text))

@@ -18,7 +18,7 @@ from gateway.operations.names import check_name
 from gateway.operations.routes import loaded_catalog
 from gateway.secrets import Secrets, SecretsError, Vault
 from gateway.settings import Settings
-from gateway.store import pools
+from gateway.store import catalog, pools
 from gateway.store.database import Database
 from gateway.store.pools import Credential, NewCredential, credential_place
 
@@ -105,6 +105,33 @@ def plan_import(
     """What an import would do now. Changes nothing. Raises as `import_credentials` does."""
     ready = list(_checked(secrets, found, how, told))
     return database.read(lambda: _plan(secrets, ready, how, at))
+
+
+def replace_pool(database: Database, secrets: Secrets, found: Sequence[Found], pool: str, at: int) -> list[Credential]:
+    """Let a pool hold these and no others, in one transaction. What it holds of them already stays as it is, but for its extras.
+
+    A credential that a deployment names by itself stays too. Raises BadRequest for the first entry that cannot be one, StoreUnavailable.
+    """
+    ready = list({one.mark: one for one in _checked(secrets, found, Import(pool=pool), lambda done: None)}.values())
+
+    def change() -> list[Credential]:
+        stored = pools.list_credentials()
+        kept = {mark: item for item in stored if item.pool_name == pool and (mark := _mark(secrets, item))}
+        free = _Labels({item.label for item in stored})
+        new = [replace(one.new, label=free.named(one.email) if one.email else free.numbered(pool)) for one in ready if one.mark not in kept]
+        if new:
+            pools.create_credentials(new, at)
+        for one in ready:
+            if one.mark in kept:
+                _, bound = one.new.seal(kept[one.mark].id)
+                pools.set_credential(kept[one.mark].id, extras=bound.get("extras"))
+        marks, named = {one.mark for one in ready}, {row.credential_id for row in catalog.list_deployments()}
+        for mark, item in kept.items():
+            if mark not in marks and item.id not in named:
+                pools.delete_credential(item.id)
+        return [item for item in pools.list_credentials() if item.pool_name == pool]
+
+    return database.write(change)
 
 
 def _checked(secrets: Secrets, found: Iterable[Found], how: Import, told: Callable[[int], None]) -> Iterator[_Ready]:
@@ -208,10 +235,10 @@ def probe_credentials(
 
     Raises StoreUnavailable.
     """
-    catalog, backends = loaded_catalog(database, vault, settings)
+    loaded, backends = loaded_catalog(database, vault, settings)
     try:
         users: dict[str, Deployment] = {}
-        for deployments in catalog.snapshot.deployments.values():
+        for deployments in loaded.snapshot.deployments.values():
             for each in deployments:
                 if each.credential is not None and (each.credential not in users or not each.problem):
                     users[each.credential] = each

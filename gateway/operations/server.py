@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway import plugins
 from gateway.backend import Secret
 from gateway.core.globs import is_glob
+from gateway.operations.chatgpt_to_api import take_over
 from gateway.operations.keys import MintedKey, insert_key
 from gateway.operations.prices import completed
 from gateway.secrets import KeyHasher, Secrets, SecretsError, load_secrets, mint_key
@@ -35,11 +36,12 @@ class NotReady(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`applied`: names of the migrations. `seeded`: the model echo was made, since the database was new."""
+    """`applied`: names of the migrations. `seeded`: the model echo was made, since the database was new. `notes`: what else is worth knowing."""
 
     applied: tuple[str, ...]
     secrets: Secrets
     seeded: bool
+    notes: tuple[str, ...] = ()
 
 
 def prepare(settings: Settings, database: Database, at: int) -> Prepared:
@@ -58,7 +60,7 @@ def prepare(settings: Settings, database: Database, at: int) -> Prepared:
         seeded = database.write(lambda: _seed(at))
     except Conflict:  # another process, at this very moment
         seeded = False
-    return Prepared(applied, secrets, seeded)
+    return Prepared(applied, secrets, seeded, take_over(settings, database, secrets, at))
 
 
 def _make_directory(path: Path, setting: str) -> None:

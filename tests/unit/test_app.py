@@ -75,10 +75,14 @@ def test_every_route_declares_who_may_use_it(settings: Settings) -> None:
     views = app.view_functions
     routes = [(rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ()]
     policies = {(rule.rule, method): getattr(views[rule.endpoint], "policy", None) for rule, method in routes}
-    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest"}
+    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password"}
     gets = {(path, method) for path in ("/", "/healthz", "/readyz", "/openapi.json") for method in ("GET", "HEAD")}
     preflights = {(f"/{family}/<path:rest>", "OPTIONS") for family in ("chatgpt", "platform", "imitate", "api")}
-    assert {route for route, policy in policies.items() if policy == "open"} == gets | preflights
+    of_old_tokens = {("/chatgpt-to-api/ping", "GET"), ("/chatgpt-to-api/ping", "HEAD"), ("/chatgpt-to-api/v1/chat/completions", "OPTIONS")}
+    assert {route for route, policy in policies.items() if policy == "open"} == gets | preflights | of_old_tokens
+    assert {route for route, policy in policies.items() if policy == "admin-password"} == {
+        (f"/chatgpt-to-api/admin/{name}", "PATCH") for name in ("tokens", "password", "puid", "openai")
+    }
     assert {route for route, policy in policies.items() if policy == "metrics"} == {("/metrics", "GET"), ("/metrics", "HEAD")}
     guests = {path for (path, _), policy in policies.items() if policy == "guest"}
     logins = ("/chatgpt/login", "/chatgpt/backend-api/login", "/platform/login", "/platform/v1/login", "/imitate/login", "/api/login")
