@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -22,6 +21,7 @@ from gateway.core.caller import CallersUpstream
 from gateway.core.gateway import Gateway
 from gateway.core.identity import INFERENCE, Identity, Principal
 from gateway.core.relay import Relay
+from gateway.core.upstream_secrets import claims
 from gateway.dialects.document import Fields
 from gateway.errors import BadRequest, NotFound, PermissionDenied, SwitchedOff, Unauthenticated, UpstreamRefused
 from gateway.secrets import looks_like_key
@@ -132,25 +132,14 @@ def required_token(environ: Mapping[str, Any], path: str) -> Secret:
 
 def check_expiry(token: str) -> None:
     """Raises Unauthenticated for a JWT that says that it has expired. It is not verified: that is the upstream's to do."""
-    claims = _claims(token)
-    expires = claims.get("exp")
+    said = claims(token)
+    expires = said.get("exp")
     if isinstance(expires, bool) or not isinstance(expires, int | float) or expires > time.time():
         return
-    profile = claims.get(_PROFILE)
+    profile = said.get(_PROFILE)
     email = profile.get("email") if isinstance(profile, dict) else None
     account = f" for account {email}" if isinstance(email, str) and email else ""
     raise Unauthenticated(f"The accessToken{account} has expired.")
-
-
-def _claims(token: str) -> Mapping[str, Any]:
-    """What a JWT claims; nothing where it is none."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return {}
-    try:
-        return parsed_object(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except ValueError:
-        return {}
 
 
 def parsed_object(raw: bytes) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -12,9 +12,9 @@ from gateway.cli.edge import FAILED
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.operations import conditions
-from gateway.operations.conditions import Tested, model_of
+from gateway.operations.conditions import Tested
 from gateway.operations.imports import Probed
-from gateway.store.conditions import StoredCondition, Transition
+from gateway.store.conditions import Transition
 
 MOST_EVENTS = 10_000
 
@@ -80,20 +80,6 @@ def list_events(label: str, limit: int, as_json: bool) -> None:
 
 
 COMMANDS = (test_credential, probe_credential, clear_credential, quarantine_credential, list_events)
-
-
-def state_words(rows: Sequence[StoredCondition], otherwise: str) -> str:
-    """The conditions of a credential in few words."""
-    words = [f"{row.state}{' for ' + model if (model := model_of(row)) else ''} ({row.reason}{_until_words(row)})" for row in rows]
-    return "; ".join(words) or otherwise
-
-
-def condition_document(row: StoredCondition) -> dict[str, Any]:
-    return {"state": row.state, "model": model_of(row), "reason": row.reason, "since": row.at, "until": row.until_at, "named_by_upstream": row.named}
-
-
-def _until_words(row: StoredCondition) -> str:
-    return "" if row.until_at is None else f", until {moment(row.until_at)}"
 
 
 def _until(state: str, until_at: int | None) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from gateway.backend import Secret
+from gateway.cli.condition_words import condition_document, state_words
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, moment, table
 from gateway.cli.values import MOMENT, NUMBER
 from gateway.operations import credentials
+from gateway.operations.conditions import conditions_in_force, of_credential
 from gateway.operations.credentials import CredentialWishes, UsedCredential
+from gateway.store.conditions import StoredCondition
 from gateway.store.pools import Credential
 
 SECRET_BYTES = 65_536
@@ -130,9 +133,14 @@ def list_credentials(as_json: bool) -> None:
     """List the credentials; of a secret only the last characters are shown."""
     with opened() as here:
         found = credentials.list_credentials(here.database)
+        in_force = conditions_in_force(here.database, now_ms())
+    resting = [of_credential(in_force, item.credential) for item in found]
     empty = ["No credentials yet. Create one: gateway credential create LABEL"]
-    rows = [_row(item) for item in found]
-    document = [{**_document(item.credential), "deployments": list(item.deployments)} for item in found]
+    rows = [_row(item, conditions) for item, conditions in zip(found, resting, strict=True)]
+    document = [
+        {**_document(item.credential), "deployments": list(item.deployments), "conditions": [condition_document(each) for each in conditions]}
+        for item, conditions in zip(found, resting, strict=True)
+    ]
     headings = ("LABEL", "POOL", "SECRET", "VERSION", "WEIGHT", "LIMITS", "EXPIRES", "DEPLOYMENTS", "STATE")
     emit(as_json, document, lambda: table(headings, rows, right=("VERSION", "WEIGHT")) if rows else empty)
 
@@ -187,11 +195,11 @@ def state_of(item: Credential, now: int) -> str:
     return "draining" if item.draining_at is not None else "active"
 
 
-def _row(item: UsedCredential) -> tuple[object, ...]:
+def _row(item: UsedCredential, conditions: Sequence[StoredCondition]) -> tuple[object, ...]:
     row, now = item.credential, now_ms()
     expires = "never" if row.expires_at is None else moment(row.expires_at)
     uses = ", ".join(item.deployments) or "none"
-    return row.label, row.pool_name, shown(row), row.version, row.weight, limits_of(row), expires, uses, state_of(row, now)
+    return row.label, row.pool_name, shown(row), row.version, row.weight, limits_of(row), expires, uses, state_words(conditions, state_of(row, now))
 
 
 def _document(item: Credential) -> dict[str, Any]:

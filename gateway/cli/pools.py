@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.conditions import condition_document, state_words
+from gateway.cli.condition_words import condition_document, state_words
 from gateway.cli.credentials import limits_of, shown, state_of
 from gateway.cli.opened import now_ms, opened
 from gateway.cli.printing import emit, json_option, table

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from gateway.backend import Call
@@ -17,6 +18,8 @@ from gateway.errors import UpstreamTimeout
 from gateway.state.base import Standing
 from gateway.store.catalog import Price
 
+TOLD_EXCLUDED = 50
+"""Of those that were passed over, how many a receipt names: a pool may have a thousand."""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
 
@@ -208,7 +211,8 @@ class Exchange:
             "model": self.model_asked,
             "stream": self.call.stream,
             "candidates": self.candidates,
-            "excluded": [{"deployment": name, "reason": reason} for name, reason in self.excluded.items()],
+            "excluded": [{"deployment": name, "reason": reason} for name, reason in islice(self.excluded.items(), TOLD_EXCLUDED)],
+            **({"excluded_more": len(self.excluded) - TOLD_EXCLUDED} if len(self.excluded) > TOLD_EXCLUDED else {}),
             "attempts": [self._attempt(attempt) for attempt in self.attempts],
             "status": self.status,
             "ending": self.ending,

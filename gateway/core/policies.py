@@ -45,28 +45,30 @@ class Policies:
 class Weighted:
     """Smooth weighted round robin: each in proportion to its weight, the turns of the heavy ones spread among the others'.
 
-    Each turn moves a candidate 1/weight further, and who is least far is next; who comes, or comes back, joins the least far, so that nobody has a
-    run of turns. That is kept by candidate, not by position: it stays fair when the set shrinks. A weight of 0 is chosen only where all are 0.
+    Each turn moves a candidate 1/weight further, and who is least far is next; who comes, or comes back, joins the least far of its
+    model, so that nobody has a run of turns. That is kept by candidate, not by position: it stays fair when the set shrinks. A weight of 0 is chosen only where all are 0.
     """
 
     def __init__(self) -> None:
         self._far: dict[str, float] = {}
-        self._least = 0.0
+        self._least: dict[str, float] = {}
 
     def choose(self, candidates: Sequence[Candidate], standings: Standings) -> Candidate:
         if len(candidates) == 1:
             return candidates[0]
-        if len(self._far) > FORGET_AT:
+        if len(self._far) + len(self._least) > FORGET_AT:
             self._far.clear()
+            self._least.clear()
         weights = [weight_of(candidate) for candidate in candidates]
         if not any(weights):
             weights = [1.0] * len(candidates)
         best, least, step = candidates[0], float("inf"), 0.0
+        joins = self._least.get(candidates[0].model, 0.0)
         for candidate, weight in zip(candidates, weights, strict=True):
-            far = max(self._far.get(candidate.key, 0.0), self._least)
+            far = max(self._far.get(candidate.key, 0.0), joins)
             if weight > 0 and far < least - _SAME:
                 best, least, step = candidate, far, 1 / weight
-        self._far[best.key], self._least = least + step, least
+        self._far[best.key], self._least[best.model] = least + step, least
         return best
 
 

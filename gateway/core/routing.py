@@ -53,7 +53,7 @@ class Router:
         found = [Candidate(item, item.upstream_name(model), snapshot.price(item.upstream_name(model), exchange.at)) for item in deployments]
         configured = snapshot.model(exchange.served_by or model)
         exchange.drains = configured is not None and configured.on_client_gone == "drain"
-        exchange.candidates = [candidate.deployment.place for candidate in found]
+        exchange.candidates = list(dict.fromkeys([candidate.deployment.name for candidate in found]))
         for candidate in found:
             if reason := self._exclusion(candidate, call.dialect):
                 exchange.excluded[candidate.deployment.place] = reason

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store import pools
 from tests.fakes.answers import Slow
 from tests.fakes.gateway import Broken, RunningGateway
 from tests.fakes.processes import children
@@ -22,13 +23,18 @@ PATH = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 
 
+@pytest.mark.parametrize("whose", ["user", "credential"])
 @pytest.mark.parametrize("place", ["sqlite-1", "postgres-3"])
-def test_places_of_a_killed_worker_are_free_at_once(request: pytest.FixtureRequest, tmp_path: Path, place: str, measured: Measured) -> None:
+def test_places_of_a_killed_worker_are_free_at_once(request: pytest.FixtureRequest, tmp_path: Path, place: str, whose: str, measured: Measured) -> None:
     engine, _, workers = place.partition("-")
     url = request.getfixturevalue("postgres").emptied("slots") if engine == "postgres" else None
     with Provider() as provider, RunningGateway(tmp_path, {"WEB_CONCURRENCY": workers}, url) as gateway:
-        gateway.deploy("m", provider.url)
-        gateway.limit(concurrency=PLACES)
+        if whose == "user":
+            gateway.deploy("m", provider.url)
+            gateway.limit(concurrency=PLACES)
+        else:
+            gateway.deploy_pool("m", provider.url, "sk-limited")
+            gateway.write(lambda: pools.set_credential(1, concurrency=PLACES))
         time.sleep(1.2)
         provider.always(PATH, Slow(30.0))
         held = [threading.Thread(target=abandoned, args=(gateway,)) for _ in range(PLACES)]
@@ -48,7 +54,7 @@ def test_places_of_a_killed_worker_are_free_at_once(request: pytest.FixtureReque
         ready = [status(gateway) for _ in range(PLACES)]
         for thread in held:
             thread.join(5)
-    measured(48, f"{place}: killed with {PLACES} calls under way: the first call was admitted {free_s:.2f} s later (2), new workers included")
+    measured(48, f"{place}, a {whose}'s places: killed with {PLACES} calls under way: the first was admitted {free_s:.2f} s later (2), new workers included")
     assert ready == [200] * PLACES
     assert free_s < 6
 

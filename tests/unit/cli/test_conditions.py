@@ -15,6 +15,8 @@ def test_a_quarantine_is_shown_with_its_pool_listed_as_an_event_and_cleared(fill
     assert "Nothing has happened to main yet" in filled("credential", "events", "main").out
     assert "undo: gateway credential clear main" in filled("credential", "quarantine", "main", "--reason", "leaked").out
     assert "quarantined (by_operator)" in filled("pool", "show", "shared").out
+    assert "quarantined (by_operator)" in filled("credential", "list").out
+    assert filled("credential", "list", "--json").json()[0]["conditions"][0]["reason"] == "by_operator"
     assert filled("pool", "show", "shared", "--json").json()["conditions"]["main"][0]["state"] == "quarantined"
     listed = filled("credential", "events", "main").out
     assert "active -> quarantined" in listed

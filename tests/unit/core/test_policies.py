@@ -56,6 +56,16 @@ def test_it_stays_fair_while_one_of_three_comes_and_goes() -> None:
     assert abs(chosen["0"] - chosen["1"]) <= 2
 
 
+def test_a_model_of_few_calls_has_its_turns_beside_one_of_many() -> None:
+    policy, busy = Weighted(), weighted(1, 1)
+    quiet = [candidate(name, "other") for name in ("x", "y")]
+    turns = []
+    for _ in range(10):
+        names(policy, busy, 50)
+        turns += names(policy, quiet, 1)
+    assert Counter(turns) == {"x": 5, "y": 5}
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
 def test_some_candidate_is_always_chosen_and_none_of_weight_zero_beside_others(weights: list[int]) -> None:
     for name in names(Weighted(), weighted(*weights), 20):
