@@ -16,7 +16,7 @@ from backends.refusal import parsed, read
 from gateway.backend import Body, Call, Headers, Target
 from gateway.errors import UpstreamProtocolError
 
-PAGE_BYTES = 2 << 20
+PAGE_BYTES = 512 << 10
 MOST_REDIRECTS = 10
 _FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
 

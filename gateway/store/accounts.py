@@ -227,7 +227,7 @@ def ensure_key(user: str, hash: str, at: int, label: str) -> None:
     """
     if find_key(hash) is None:
         owner = find_user(user) or create_user(user, at)
-        create_key(owner.id, hash, at, prefix="", suffix="", label=label)
+        create_key(owner.id, hash, at, prefix=label, suffix=label, label=label)
 
 
 def search_keys(text: str) -> list[ApiKey]:

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from gateway.store import accounts
+from gateway.operations.budgets import Subject, set_budget
+from gateway.operations.keys import set_key
+from gateway.operations.limits import set_limits
+from gateway.store import accounts, catalog
 from tests.conformance.families import CORS, TOKEN, Families, expired, families, jwt
 from tests.fakes.answers import Answer, Json, Status
 from tests.fakes.chatgpt_web import Blocked, Conversation, CutByTokens, Expired, Limited, Models, Refused, Said, Stream, error_event, event
+from tests.fakes.gateway import now
 
 B = "/backend-api"
 MISSING, MISSING_2 = "Missing accessToken.", "please provide a valid access token or api key in 'Authorization' header"
@@ -63,6 +67,14 @@ def test_key_of_this_gateway_never_leaves_it(old: Families) -> None:
     for path in ("/chatgpt/models", "/platform/v1/models", "/imitate/v1/models", "/chatgpt/public-api/x"):
         assert old.ask("GET", path, token=f"Bearer {old.gateway.key}").status == 401
     assert old.web.requests + old.api.requests == []
+
+
+@pytest.mark.parametrize("token", ["t\xe9st", "a b", "Bearer a\tb", "x" * 7000])
+def test_odd_token_is_the_callers_mistake_at_most(old: Families, token: str) -> None:
+    old.web.always(f"{B}/models", Expired())
+    with old.gateway.client() as client:
+        client.ask("/chatgpt/models", method="GET", headers={"authorization": token})
+        assert client.answer().status in (400, 401)
 
 
 def test_preflight_is_answered_before_any_token_is_asked_for(old: Families) -> None:
@@ -385,6 +397,44 @@ def test_operator_disables_and_limits_the_account(tmp_path: Any) -> None:
         old.gateway.write(lambda: accounts.set_user_disabled(user.id, None))
         old.gateway.wait_catalog()
         assert old.ask("GET", "/chatgpt/models").status == 200
+
+
+def test_operator_limits_the_account_like_any_other(tmp_path: Any) -> None:
+    with families(tmp_path) as old:
+        old.web.always(f"{B}/models", Models())
+        assert old.ask("GET", "/chatgpt/models").status == 200
+        set_limits(old.gateway.database, Subject("user", "caller-token"), now(), rpm=1)
+        old.gateway.wait_catalog()
+        answers = [old.ask("GET", path) for path in ("/chatgpt/models", "/platform/v1/models", "/imitate/v1/models")]
+        assert [answer.status for answer in answers] == [200, 429, 429]
+        assert answers[1].json()["errorMessage"].startswith("Your user's")
+        assert int(answers[1].headers["retry-after"]) > 0
+
+
+def test_operator_sets_a_budget_for_the_account(tmp_path: Any) -> None:
+    with families(tmp_path) as old:
+        old.web.always(f"{B}/conversation", Said("Hello there"))
+        assert old.ask("POST", "/chatgpt/conversation", ASK).status == 200
+        rates = dict.fromkeys(("input_uncached", "output_text"), 10**9)
+        old.gateway.write(lambda: catalog.add_price("gpt-4", 0, rates, now(), source="test"))
+        set_budget(old.gateway.database, Subject("user", "caller-token"), "total", 1, now())
+        old.gateway.wait_catalog()
+        answer = old.ask("POST", "/chatgpt/conversation", ASK)
+        assert (answer.status, list(answer.json())) == (402, ["errorMessage"])
+        assert len(old.web.requests) == 1
+
+
+def test_operator_restricts_the_account_to_some_models_and_networks(tmp_path: Any) -> None:
+    with families(tmp_path) as old:
+        old.web.always(f"{B}/conversation", Said("Hello there"))
+        assert old.ask("POST", "/chatgpt/conversation", ASK).status == 200
+        set_key(old.gateway.database, "caller-token", now(), models=("gpt-3*",))
+        old.gateway.wait_catalog()
+        assert old.ask("POST", "/chatgpt/conversation", ASK).status == 403
+        assert old.ask("POST", "/chatgpt/conversation", {**ASK, "model": "gpt-3.5"}).status == 200
+        set_key(old.gateway.database, "caller-token", now(), networks=("10.0.0.0/8",))
+        old.gateway.wait_catalog()
+        assert old.ask("POST", "/chatgpt/conversation", {**ASK, "model": "gpt-3.5"}).status == 403
 
 
 def test_setting_switches_all_of_it_off(tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api import PREFIXES
 from gateway.app import create_app
-from gateway.backend import Secret
+from gateway.backend import Proxy, Secret
 from gateway.errors import PluginError
 from gateway.secrets import SecretsError
 from gateway.settings import Settings
@@ -60,9 +60,11 @@ def test_policy_that_does_not_exist_is_told(settings: Settings) -> None:
 
 
 def test_secrets_of_the_settings_never_reach_the_log(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = ("plain-upstream-secret", "plain-metrics-token", KEY, f"1:{KEY}")
-    create_app(dataclasses.replace(settings, openai_api_key=Secret(plain[0]), metrics_token=Secret(plain[1])))
-    logging.getLogger("gateway").warning("%s %s %s %s", *plain)
+    plain = ("plain-upstream-secret", "plain-metrics-token", KEY, f"1:{KEY}", "plain-access-token", "plain-password")
+    proxy = Proxy("http", "proxy", 3128, "ann", plain[5])
+    given = {"openai_api_key": Secret(plain[0]), "metrics_token": Secret(plain[1]), "imitate_access_token": Secret(plain[4]), "callers_proxy": proxy}
+    create_app(dataclasses.replace(settings, **given))
+    logging.getLogger("gateway").warning("%s %s %s %s %s %s", *plain)
     written = capsys.readouterr().err
     assert "redacted" in written
     assert not any(text in written for text in plain)

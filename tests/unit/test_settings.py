@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.backend import Proxy
 from gateway.errors import SettingsError
 from gateway.settings import NAMES, Settings
 
@@ -91,6 +92,9 @@ BAD = {
         "http://[::1/v1",
         "http://h\nx/v1",
     ],
+    "GO_CHATGPT_API_PROXY": ["proxy:1080", "ftp://proxy:1", "http://u:hunter22@proxy", "socks5://:hunter22@proxy:1080"],
+    "CHATGPT_BASE_URL": ["http://u:hunter22@h"],
+    "GATEWAY_CALLER_TOKENS": ["yes"],
     "GATEWAY_UNPRICED": ["yes"],
     "GATEWAY_JSON_LIMIT": ["999", "1e6", "20MB"],
     "GATEWAY_UPLOAD_LIMIT": ["0"],
@@ -139,7 +143,7 @@ def test_file_that_cannot_be_read_is_a_problem_and_no_traceback(tmp_path: Path) 
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
     secret = "very-secret-value-0123456789"
-    environment = dict.fromkeys(("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN"), secret)
+    environment = dict.fromkeys(("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN", "IMITATE_ACCESS_TOKEN"), secret)
     settings = Settings.load(environment | {"DATABASE_URL": f"postgresql://u:{secret}@h/d"}, tmp_path)
     assert secret not in repr(settings) + str(settings)
     assert settings.openai_api_key is not None
@@ -199,3 +203,27 @@ def test_what_is_no_network_is_told(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("0", math.inf), ("0.0", math.inf), ("5", 5.0), ("0.01", 0.01)])
 def test_no_heartbeat_at_all_is_a_setting(tmp_path: Path, text: str, seconds: float) -> None:
     assert Settings.load({"GATEWAY_HEARTBEAT_S": text}, tmp_path).heartbeat_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "port"),
+    [
+        ({"PORT": "1"}, "", 1),
+        ({"PORT": "1", "GO_CHATGPT_API_PORT": "2"}, "", 2),
+        ({"PORT": "1", "GO_CHATGPT_API_PORT": "2", "GATEWAY_PORT": "3"}, "", 3),
+        ({"PORT": "1"}, "GATEWAY_PORT=3", 1),
+        ({}, "GATEWAY_PORT=3\nPORT=1", 3),
+        ({}, "PORT=1", 1),
+        ({"PORT": " "}, "", 8080),
+    ],
+)
+def test_older_name_of_a_setting_stands_in_for_it(tmp_path: Path, environment: dict[str, str], file: str, port: int) -> None:
+    (tmp_path / ".env").write_text(file)
+    assert Settings.load(environment, tmp_path).port == port
+
+
+def test_proxy_of_callers_has_two_names_and_shows_no_password(tmp_path: Path) -> None:
+    for name in ("GO_CHATGPT_API_PROXY", "PROXY"):
+        settings = Settings.load({name: "socks5://ann:hunter22@proxy:1080"}, tmp_path)
+        assert settings.callers_proxy == Proxy("socks5", "proxy", 1080, "ann", "hunter22")
+        assert "hunter22" not in repr(settings)

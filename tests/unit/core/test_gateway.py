@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.backend import Call, Reply, Services, Target
+from gateway.backend import Call, Deadlines, Reply, Secret, Services, Target
 from gateway.core.admission import Admission
+from gateway.core.caller import CallersUpstream
 from gateway.core.catalog import Backends, Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.exchange import Exchange, OpenExchanges
@@ -18,8 +19,8 @@ from gateway.core.gateway import LAST_WORDS_S, Gateway
 from gateway.core.housekeeping import Housekeeping
 from gateway.core.policies import Weighted
 from gateway.core.pool import MemoryCooldowns, Pool
-from gateway.core.routing import Router
-from gateway.errors import Cancelled, Draining, GatewayError, ModelNotFound, PermissionDenied, SettleFailed, UpstreamError
+from gateway.core.routing import Candidate, Router
+from gateway.errors import Cancelled, Draining, GatewayError, ModelNotFound, PermissionDenied, SettleFailed, UpstreamError, UpstreamRefused, UpstreamTimeout
 from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.secrets import Vault
@@ -266,4 +267,34 @@ def test_drain_gives_up_what_does_not_end_and_lets_it_say_so(stage: Stage) -> No
     entry = stage.entry(exchange)
     assert entry is not None
     assert entry.ending == "upstream_truncated"
+    assert stage.nothing_is_held()
+
+
+def own(stage: Stage, secret: str = "callers-own") -> Candidate:
+    return CallersUpstream("chatgpt", "scripted", stage.backend, "http://web", Deadlines()).candidate(Secret(secret), "m", None)
+
+
+def test_candidate_that_the_client_brought_is_the_only_one(stage: Stage) -> None:
+    exchange = stage.begin(model="unknown to the catalog")
+    relay = stage.gateway.handle(exchange, [own(stage)])
+    assert relay.body == stage.backend.answer
+    assert stage.backend.targets[0].secret.reveal() == "callers-own"
+    row, entry = stage.row(exchange), stage.entry(exchange)
+    assert row is not None
+    assert entry is not None
+    assert (json.loads(row.receipt)["candidates"], entry.deployment, entry.credential) == (["chatgpt"], "chatgpt", None)
+    assert stage.nothing_is_held()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "ending"), [(UpstreamRefused(504, (), b""), 504, "upstream_error"), (UpstreamTimeout("late", phase="total"), 500, "timeout")]
+)
+def test_what_a_client_with_a_credential_of_its_own_is_told_is_what_is_recorded(stage: Stage, error: UpstreamError, status: int, ending: str) -> None:
+    stage.backend.play(error)
+    exchange = stage.begin()
+    with pytest.raises(type(error)):
+        stage.gateway.handle(exchange, [own(stage)])
+    row = stage.row(exchange)
+    assert row is not None
+    assert (row.status, row.ending) == (status, ending)
     assert stage.nothing_is_held()

@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.core.identity import CACHE_KEYS, CACHE_S, Identity, Presented, Principal
-from gateway.errors import StoreUnavailable, Unauthenticated
+from gateway.core.identity import CACHE_KEYS, CACHE_S, CALLER, Identity, Presented, Principal
+from gateway.errors import PermissionDenied, StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
 from gateway.store import accounts, budgets
 from gateway.store.accounts import ApiKey
 from gateway.store.budgets import AccountPath
-from gateway.store.database import Database
+from gateway.store.database import Conflict, Database
 from tests.factories import Clock, migrated, now_ms
 
 HASHER = KeyHasher(b"p" * 32)
@@ -219,3 +220,76 @@ def test_nothing_that_is_shown_holds_the_key(stage: Stage) -> None:
     with pytest.raises(Unauthenticated) as caught:
         stage.ask(mint_key())
     assert "gw_" not in str(caught.value)
+
+
+# callers with an upstream token of their own
+
+
+def test_callers_are_one_account_that_is_made_once(stage: Stage) -> None:
+    stage.identity = Identity(stage.database, HASHER, lambda: stage.generation, stage.clock)
+    first = stage.identity.caller()
+    other = Identity(stage.database, HASHER, lambda: stage.generation, stage.clock).caller()
+    assert first == other == stage.identity.caller()
+    assert first.key_label == CALLER
+    (user,) = [user for user in stage.database.read(accounts.list_users) if user.name == CALLER]
+    (key,) = stage.database.read(lambda: accounts.list_keys(user.id))
+    assert (key.label, key.id, user.id) == (CALLER, first.key_id, first.user_id)
+
+
+def test_account_of_callers_is_made_once_however_many_begin_together(stage: Stage) -> None:
+    identities = [Identity(stage.database, HASHER, lambda: 1) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda identity: identity.caller().key_id, identities))
+    assert len(found) == 1
+
+
+def test_account_of_callers_made_by_another_worker_in_the_same_moment_is_taken(stage: Stage) -> None:
+    class Second:
+        """Another worker's commit stands between this one's look and its write."""
+
+        def __init__(self, database: Database) -> None:
+            self.database = database
+
+        def read(self, work: Callable[[], Any]) -> Any:
+            return self.database.read(work)
+
+        def write(self, work: Callable[[], Any]) -> Any:
+            self.database.write(work)
+            raise Conflict("the row exists")
+
+    assert Identity(Second(stage.database), HASHER, lambda: 1).caller().key_label == CALLER  # type: ignore[arg-type]
+
+
+def test_key_of_the_callers_account_cannot_be_presented(stage: Stage) -> None:
+    stage.identity = Identity(stage.database, HASHER, lambda: stage.generation, stage.clock)
+    stage.identity.caller()
+    for value in (CALLER, "", "gw_user_" + "0" * 38):
+        with pytest.raises(Unauthenticated):
+            stage.ask(value)
+
+
+@pytest.mark.parametrize("word", ["disabled", "revoked", "expired"])
+def test_account_of_callers_can_be_closed(stage: Stage, word: str) -> None:
+    stage.identity = Identity(stage.database, HASHER, lambda: stage.generation, stage.clock)
+    found = stage.identity.caller()
+    closing = {
+        "disabled": lambda: accounts.set_user_disabled(found.user_id, 1),
+        "revoked": lambda: accounts.revoke_key(found.key_id, 1),
+        "expired": lambda: accounts.expire_key(found.key_id, 1),
+    }
+    stage.database.write(closing[word])
+    stage.generation += 1
+    with pytest.raises(PermissionDenied, match=f"'caller-token' is {word}"):
+        stage.identity.caller()
+
+
+def test_account_of_callers_is_looked_up_no_more_often_than_a_key(stage: Stage) -> None:
+    Identity(stage.database, HASHER, lambda: 1).caller()
+    for _ in range(3):
+        stage.identity.caller()
+    assert stage.counted.reads == 1
+
+
+def test_database_that_is_away_is_no_refusal_of_callers() -> None:
+    with pytest.raises(StoreUnavailable):
+        Identity(Away(), HASHER, lambda: 1).caller()  # type: ignore[arg-type]
