@@ -142,7 +142,7 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
     web_sign_in = upstream("sign-in", SIGN_IN, web_root, auth0_url=auth0)
     yield chatgpt.chatgpt(web, interface, web_sign_in)
     yield chatgpt.backend_api(web, interface, web_sign_in)
-    yield imitate.blueprint(web, interface, upstream("imitate", "access_token", base, conversation_path=path, **limit), web_sign_in)
+    yield imitate.blueprint(web, interface, upstream("imitate", "access_token", base, conversation_path=path, history=settings.history, **limit), web_sign_in)
     platform_sign_in = upstream("sign-in", SIGN_IN, settings.platform_base_url, auth0_url=auth0, platform=True)
     yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url), platform_sign_in)
 

@@ -190,10 +190,10 @@ def _told(family: Family, error: GatewayError) -> Answered:
 
 def _refused(family: Family, status: int, body: bytes) -> tuple[int, Mapping[str, Any]]:
     """An error in place of an answer's beginning has no `detail`, but what else an event has."""
-    document = _parsed(family.redact(body.decode("utf-8", "replace")).encode())
+    text = family.redact(body.decode("utf-8", "replace"))
+    document = _parsed(text.encode())
     if not isinstance(document, dict):
-        details = family.redact(body[:DETAILS_CHARACTERS].decode("utf-8", "replace"))
-        unknown = {"message": "Unknown error", "type": "internal_server_error", "param": None, "code": "500", "details": details}
+        unknown = {"message": "Unknown error", "type": "internal_server_error", "param": None, "code": "500", "details": text[:DETAILS_CHARACTERS]}
         return 500, {"error": unknown}
     if "detail" not in document and document.get("error") and ("message" in document or "conversation_id" in document):
         return 500, {"error": document["error"]}
@@ -259,7 +259,7 @@ def _changed(what: str, change: Callable[[], object]) -> Answered:
     try:
         change()
     except BadRequest as error:
-        return _text(400, f"{what} not provided", ("x-gateway-reason", error.message))
+        return _text(400, f"{what} not provided", ("x-gateway-reason", ascii(error.message)[1:-1]))
     return _text(200, f"{what} updated")
 
 

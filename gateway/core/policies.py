@@ -45,8 +45,9 @@ class Policies:
 class Weighted:
     """Smooth weighted round robin: each in proportion to its weight, the turns of the heavy ones spread among the others'.
 
-    Each turn moves a candidate 1/weight further, and who is least far is next; who comes, or comes back, joins the least far of its
-    model, so that nobody has a run of turns. That is kept by candidate, not by position: it stays fair when the set shrinks. A weight of 0 is chosen only where all are 0.
+    Each turn moves a candidate 1/weight further, and who is least far is next; who comes, or comes back, joins the least far of its model, so that
+    nobody has a run of turns. That is kept by candidate, not by position: it stays fair when the set shrinks. A weight of 0 is chosen only where
+    all are 0.
     """
 
     def __init__(self) -> None:

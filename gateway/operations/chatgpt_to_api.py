@@ -84,7 +84,7 @@ def _taken(database: Database, secrets: Secrets, settings: Settings, name: str, 
     try:
         found = [_with_puid(one, settings.puid) for one in import_formats.of_json(import_formats.parsed(raw), only_tokens=True)]
         results = imports.import_credentials(database, secrets, found, Import(pool=POOL, jwt=True), at)
-    except BadRequest as error:
+    except (BadRequest, Conflict) as error:  # a conflict: another process took over the same at this very moment
         notes.append(f"{name}: {error}; none of its tokens is taken, and the pool {POOL} stays as it is")
         return False
     created = sum(each.outcome is Outcome.CREATED for each in results)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from gateway.backend import Deadlines, ListsModels
 from gateway.core.catalog import Deployment
@@ -20,7 +22,7 @@ from gateway.secrets import Secrets, SecretsError, Vault
 from gateway.settings import Settings
 from gateway.store import catalog, pools
 from gateway.store.database import Database
-from gateway.store.pools import Credential, NewCredential, credential_place
+from gateway.store.pools import Credential, NewCredential, credential_place, extras_place
 
 POOL = "imported"
 """Where credentials stand for which neither the file nor the operator named a pool."""
@@ -122,16 +124,18 @@ def replace_pool(database: Database, secrets: Secrets, found: Sequence[Found], p
         if new:
             pools.create_credentials(new, at)
         for one in ready:
-            if one.mark in kept:
-                _, bound = one.new.seal(kept[one.mark].id)
-                pools.set_credential(kept[one.mark].id, extras=bound.get("extras"))
+            item = kept.get(one.mark)
+            if item is not None and _extras(secrets, item) != {name: value.reveal() for name, value in (one.found.wishes.extras or {}).items()}:
+                pools.set_credential(item.id, extras=one.new.seal(item.id)[1].get("extras"))
         marks, named = {one.mark for one in ready}, {row.credential_id for row in catalog.list_deployments()}
-        for mark, item in kept.items():
-            if mark not in marks and item.id not in named:
-                pools.delete_credential(item.id)
+        pools.delete_credentials([item.id for mark, item in kept.items() if mark not in marks and item.id not in named])
         return [item for item in pools.list_credentials() if item.pool_name == pool]
 
     return database.write(change)
+
+
+def _extras(secrets: Secrets, item: Credential) -> Any:
+    return {} if item.extras is None else json.loads(secrets.vault.open(item.extras, extras_place(item.id)))
 
 
 def _checked(secrets: Secrets, found: Iterable[Found], how: Import, told: Callable[[int], None]) -> Iterator[_Ready]:

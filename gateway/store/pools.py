@@ -233,6 +233,13 @@ def delete_credential(credential_id: int) -> None:
     raise_generation()
 
 
+def delete_credentials(credential_ids: Sequence[int]) -> None:
+    """Of pools that stay, whatever is left in them. Raises Conflict while a deployment uses one."""
+    for some in chunked(credential_ids, CHUNK):
+        CredentialRow.delete().where(CredentialRow.id.in_(list(some))).execute()
+    raise_generation()
+
+
 def _place(name: str) -> PoolRow:
     return PoolRow.get_or_none(PoolRow.name == name) or PoolRow.create(name=name)
 

@@ -138,6 +138,10 @@ def test_replaced_tokens_that_stay_keep_their_credential(family: Family) -> None
     before = family.members()[0]
     family.tokens({"token": jwt(1), "puid": "user-1"}, jwt(9))
     assert [item.id == before.id for item in family.members()] == [True, False]
+    family.tokens({"token": jwt(1), "puid": "user-2"})
+    assert [item.id for item in family.members()] == [before.id]
+    assert family.ask().status == 200
+    assert family.provider.requests[-1].headers["cookie"] == "_puid=user-2"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"{}", b"[]", b"null", b'[{"token":""}]', b"[7]", b'[{"token":"two words"}]'])
