@@ -95,7 +95,7 @@ def test_25_no_header_leads_to_another_path_or_method(front: Front, road: str, m
     passed = []
     for name, value in REWRITES:
         with front.client(road) as client:
-            if ask(client, "/nowhere", **{name: value}).status != 404 or ask(client, CHAT, "OPTIONS", **{name: value}).status != 405:
+            if ask(client, "/nowhere", **{name: value}).status != 404 or ask(client, "/v1/embeddings", "OPTIONS", **{name: value}).status != 405:
                 passed.append((name, value))
     measured(25, f"{road}: {len(passed)} of {len(REWRITES)} headers led to another path or method (0)")
     assert passed == []
