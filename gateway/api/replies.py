@@ -167,7 +167,8 @@ def _server_timing(exchange: Exchange) -> str:
 
 def _compact_receipt(exchange: Exchange) -> str:
     attempts = ", ".join([f"{attempt.deployment}:{attempt.outcome}" for attempt in exchange.attempts])
-    excluded = ", ".join([f"{name}:{reason}" for name, reason in exchange.excluded.items()])
+    # By deployment: a pool may have a thousand credentials, and a header is for every proxy on the way to read.
+    excluded = ", ".join(dict.fromkeys([f"{place.partition('/')[0]}:{reason}" for place, reason in exchange.excluded.items()]))
     return f'attempts="{attempts}"' + (f'; excluded="{excluded}"' if excluded else "")
 
 

@@ -363,3 +363,9 @@ def test_client_without_a_socket_never_leaves() -> None:
 
 def test_errors_carry_the_classes_own_words() -> None:
     assert GatewayError("x").code == "internal_error"
+
+
+def test_receipt_of_a_large_pool_fits_into_a_header() -> None:
+    ex = exchange()
+    ex.excluded = {f"d/{number}": "rate_limited" for number in range(1000)} | {"e": "unreachable"}
+    assert dict(exchange_headers(ex))["x-gateway-receipt"] == 'attempts=""; excluded="d:rate_limited, e:unreachable"'

@@ -94,6 +94,13 @@ def test_receipt_tells_what_happened_in_milliseconds() -> None:
     assert (receipt["first_byte_ms"], receipt["total_ms"], receipt["status"], receipt["ending"]) == (150, 200, 200, "complete")
 
 
+def test_receipt_names_fifty_of_those_that_were_passed_over_and_counts_the_rest() -> None:
+    ex = exchange()
+    ex.excluded = {f"d/{number}": "rate_limited" for number in range(1000)}
+    receipt = ex.receipt()
+    assert (len(receipt["excluded"]), receipt["excluded_more"]) == (50, 950)
+
+
 def test_receipt_holds_no_content() -> None:
     begun = exchange(call(b'{"model":"m","messages":[{"role":"user","content":"my secret words"}]}'))
     assert "secret" not in json.dumps(begun.receipt())
