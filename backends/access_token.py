@@ -28,7 +28,8 @@ _STREAM: Headers = (("content-type", "application/json"), ("accept", "text/event
 @dataclass(frozen=True, slots=True)
 class Options:
     """`history`: false asks the upstream to keep nothing, and to train on nothing. `continue_limit`: how often an answer that its limit
-    of tokens cut is continued; 0 never. `auto_continue`: a relayed conversation is continued as well, whether or not it asks for it.
+    of tokens cut is continued; 0 never. `auto_continue`: a relayed conversation is continued as well, whether or not it asks for it;
+    `messages_only`: what it says of no message is left out.
     `exact_models`: send the deployment's model as it is named, not under one of the interface's older names. `refresh_url` and
     `refresh_client_id`: whom to ask for the next token of a credential that has a refresh token (RFC 6749, section 6).
     """
@@ -36,6 +37,7 @@ class Options:
     history: bool = True
     continue_limit: int = 2
     auto_continue: bool = False
+    messages_only: bool = False
     conversation_path: str = "/conversation"
     exact_models: bool = False
     refresh_url: str = ""
@@ -104,7 +106,7 @@ class AccessToken(ChatBackend):
         asked, continues = self._relayed_request(call.document(), target.model)
         limit = self.options.continue_limit if continues or self.options.auto_continue else 0
         lines = Conversation(self._ask(target, call.deadline), asked, call.cancel, limit=limit, relays=True, hidden=(target.secret, *target.extras.values()))
-        chunks = _filtered(lines)
+        chunks = _filtered(lines, self.options.messages_only)
         try:
             first = next(filter(None, chunks))  # what is wrong at once is raised here, not behind a status of 200
         except BaseException:
@@ -158,10 +160,10 @@ def _own_headers(target: Target) -> Headers:
     return (*own, ("cookie", "_puid=" + puid.reveal())) if puid else own
 
 
-def _filtered(lines: Conversation) -> Iterator[bytes]:
+def _filtered(lines: Conversation, messages_only: bool) -> Iterator[bytes]:
     """The blocks of a relayed conversation, b"" for a tick, and one `[DONE]` at the very end."""
     for line in lines:
-        block = relayed(line.raw)
+        block = relayed(line.raw, messages_only=messages_only)
         lines.begun = lines.begun or bool(block)
         yield block
     yield DONE

@@ -135,7 +135,7 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
         chatgpt.WebUpstreams(
             root=upstream("chatgpt", "access_token", web_root + "/backend-api"),
             public=upstream("chatgpt", "access_token", web_root + "/public-api"),
-            conversation=upstream("chatgpt", "access_token", base, conversation_path=path),
+            conversation=upstream("chatgpt", "access_token", base, conversation_path=path, messages_only=True),
             continued=upstream("chatgpt", "access_token", base, conversation_path=path, auto_continue=True),
         ),
     )

@@ -188,9 +188,13 @@ class Lines:
         return b"".join(self._pieces).strip()
 
 
-def relayed(line: bytes) -> bytes:
-    """A line as the old clients get it, with its blank line; b"" for the kinds that they never got: event names and date stamps."""
-    return b"" if not line or line.startswith((b"event", b"data: 20")) else line + b"\n\n"
+def relayed(line: bytes, *, messages_only: bool = False) -> bytes:
+    """A line as the old clients get it, with its blank line; b"" for the kinds that they never got: event names and date stamps.
+
+    `messages_only`: nor what is said of the conversation and of no message, which clients of the last version never got.
+    """
+    dropped = (b"event", b"data: 20", b'data: {"conversation_id"') if messages_only else (b"event", b"data: 20")
+    return b"" if not line or line.startswith(dropped) else line + b"\n\n"
 
 
 class Reader:

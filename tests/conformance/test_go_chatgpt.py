@@ -256,6 +256,14 @@ def test_conversation_streams_line_by_line_without_noise(old: Families) -> None:
     assert received.headers["accept"] == "text/event-stream"
 
 
+@pytest.mark.parametrize(("path", "count"), [("/chatgpt/conversation", 1), ("/chatgpt/backend-api/conversation", 0), ("/api/conversation", 0)])
+def test_what_is_of_no_message_is_left_out_for_the_last_version_s_clients(old: Families, path: str, count: int) -> None:
+    old.web.script(f"{B}/conversation", Conversation())
+    told = lines(old.ask("POST", path, ASK).body)
+    assert sum(line.startswith(b'data: {"conversation_id"') for line in told) == count
+    assert told[-1] == b"data: [DONE]"
+
+
 def test_fault_21_no_token_against_robots_is_made_up(old: Families) -> None:
     old.web.script(f"{B}/conversation", Said("Hello"), Said("Hello"))
     for path in ("/chatgpt/conversation", "/api/conversation"):
