@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -45,9 +47,10 @@ from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
 from gateway.state.conditions import Conditions
-from gateway.state.sqlite import SqliteLimits
+from gateway.state.sqlite import DAY_MS, SqliteLimits
 from gateway.store.database import Database
 from gateway.store.journal import Journal
+from gateway.store.ledger import calls_with
 
 SIGN_IN = "backends.sign_in:SignIn"
 
@@ -76,7 +79,7 @@ def create_app(settings: Settings) -> Flask:
     state = SqliteLimits(settings.run_path, presence.owner, presence.alive)
     room = WaitingRoom(state)
     metrics.sample(lambda: metrics.waiting.set(room.count))
-    limits = CallLimits(state, catalog, room, settings.hold_output)
+    limits = CallLimits(state, catalog, room, settings.hold_output, partial(_calls_today, database))
     conditions = Conditions(settings.run_path)
     transitions = Transitions(database, conditions, presence)
     pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive)
@@ -114,6 +117,12 @@ def create_app(settings: Settings) -> Flask:
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed(), file_keys.place)  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
     return app
+
+
+def _calls_today(database: Database, credential: str) -> int:
+    """Since midnight UTC."""
+    since = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
+    return database.read(lambda: calls_with(credential, since))
 
 
 def _environment(settings: Settings) -> EnvironmentDeployment | None:

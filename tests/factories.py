@@ -30,7 +30,6 @@ from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
 from gateway.metrics import Metrics
 from gateway.settings import Settings
-from gateway.state.base import Limit
 from gateway.state.conditions import COOLING, Condition, Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store import ledger
@@ -255,7 +254,7 @@ class Pooled:
     def _wall(self) -> int:
         return self.wall_ms + round(self.clock.now * 1000)
 
-    def take(self, exchange: Exchange, limit: Limit, attempt: str) -> Taken | Rest:
+    def take(self, exchange: Exchange, deployment: Deployment, attempt: str) -> Taken | Rest:
         """Whatever is asked for."""
         return Taken(lambda: None)
 

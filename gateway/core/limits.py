@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from gateway.concurrency import spawn
-from gateway.core.catalog import Catalog
+from gateway.core.catalog import Catalog, Deployment
 from gateway.core.exchange import Exchange
 from gateway.core.holds import choices_bound, input_bound, output_bound
 from gateway.core.pool import Rest
@@ -50,10 +50,22 @@ class Taken:
 
 
 class CallLimits:
-    """`default_output`: tokens of output for a call that names no bound of its own, and whose model names none."""
+    """`default_output`: tokens of output for a call that names no bound of its own, and whose model names none.
 
-    def __init__(self, state: Limits, catalog: Catalog, room: WaitingRoom, default_output: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `calls_today`: of a credential, by its label, as the ledger knows them: the shared state begins anew when the host boots.
+    """
+
+    def __init__(
+        self,
+        state: Limits,
+        catalog: Catalog,
+        room: WaitingRoom,
+        default_output: int,
+        calls_today: Callable[[str], int] = lambda credential: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._state, self._catalog, self._room, self._default_output = state, catalog, room, default_output
+        self._calls_today = calls_today
         self._clock = clock
         self._told = self._broken_at = -math.inf
         self._owed = deque[Callable[[], None]]()
@@ -87,13 +99,19 @@ class CallLimits:
         if exchange.call.cancel.reason is not None:
             raise Cancelled(exchange.call.cancel.reason)
 
-    def lease(self, exchange: Exchange, limit: Limit, attempt: str) -> Taken | Rest:
-        """What an attempt takes of a credential's own limits, and gives back; or why, and for how long, there is no place. Never raises."""
-        if self._clock() - self._broken_at < BROKEN_S:
+    def lease(self, exchange: Exchange, deployment: Deployment, attempt: str) -> Taken | Rest:
+        """What an attempt takes of a credential's own limits, and gives back; or why, and for how long, there is no place.
+
+        Raises StoreUnavailable where the calls of a day are limited, and nobody knows how many there were.
+        """
+        limit = deployment.limit
+        if limit is None or self._clock() - self._broken_at < BROKEN_S:
             return Taken(lambda: None)
         tokens = self._tokens(exchange, self._catalog.snapshot.model(exchange.model_asked)) if limit.tpm is not None else 0
         try:
             self._pay()
+            if limit.per_day is not None and not self._state.is_tallied(limit.subject):
+                self._state.tally(limit.subject, self._calls_today(deployment.credential or ""))
             found = self._state.take(attempt, (limit,), tokens)
         except StateUnavailable as error:
             self._tell(error)

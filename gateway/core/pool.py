@@ -19,7 +19,7 @@ from gateway.core.exchange import Exchange, Held
 from gateway.core.routing import Candidate
 from gateway.core.standing import Standings
 from gateway.errors import UpstreamError, UpstreamRefused
-from gateway.state.base import Limit, StateUnavailable
+from gateway.state.base import StateUnavailable
 from gateway.state.conditions import ACTIVE, COOLING, EXPIRED, FOREVER, PROBING, QUARANTINED, SUSPECT, Condition, Conditions
 from gateway.store.conditions import Transition
 from gateway.store.pools import Credential
@@ -63,8 +63,8 @@ class Lease:
             self._pool.untold(subject)
 
 
-Take = Callable[[Exchange, Limit, str], Held | Rest]
-"""Takes an attempt's part of a credential's limits; the last argument names the attempt."""
+Take = Callable[[Exchange, Deployment, str], Held | Rest]
+"""Takes an attempt's part of the limits of a deployment's credential; the last argument names the attempt."""
 
 
 class Pool:
@@ -115,12 +115,15 @@ class Pool:
         probes = self._probes(candidate, last)
         if isinstance(probes, Rest):
             return probes
-        taken: Held | Rest | None = None
-        if candidate.deployment.limit is not None:
-            taken = self._take(exchange, candidate.deployment.limit, f"{exchange.id}/{len(exchange.attempts)}")
+        taken: Held | Rest | None = Rest("", 0.0)
+        try:
+            has_limit = candidate.deployment.limit is not None
+            taken = self._take(exchange, candidate.deployment, f"{exchange.id}/{len(exchange.attempts)}") if has_limit else None
+        finally:
+            if isinstance(taken, Rest):
+                for subject in probes:
+                    self.untold(subject)
         if isinstance(taken, Rest):
-            for subject in probes:
-                self.untold(subject)
             return taken
         self._called(candidate, exchange.principal.user_id)
         self.standings.began(candidate)

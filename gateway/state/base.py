@@ -75,6 +75,13 @@ class Limits(Protocol):
         """Of each limit, without taking anything."""
         ...
 
+    def is_tallied(self, subject: str) -> bool:
+        """Whether its calls of this UTC day are counted yet."""
+        ...
+
+    def tally(self, subject: str, count: int) -> None:
+        """Count them from here, unless somebody else does already."""
+
     def join(self, queue: str, call: str, key: int, size: int) -> bool:
         """Wait in a queue of at most `size`, in which keys take turns; False where it is full and this key has the most of it."""
         ...

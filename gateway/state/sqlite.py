@@ -74,6 +74,18 @@ class SqliteLimits:
 
         return self._run(work)
 
+    def is_tallied(self, subject: str) -> bool:
+        day = self._wall() // DAY_MS
+        return self._run(lambda db, now: bool(db.execute("SELECT 1 FROM tally WHERE subject = ? AND day = ?", (subject, day)).fetchone()))
+
+    def tally(self, subject: str, count: int) -> None:
+        def work(db: sqlite3.Connection, now: int) -> None:
+            day = self._wall() // DAY_MS
+            db.execute("DELETE FROM tally WHERE subject = ? AND day <> ?", (subject, day))
+            db.execute("INSERT OR IGNORE INTO tally VALUES (?, ?, ?)", (subject, day, count))
+
+        self._run(work)
+
     def join(self, queue: str, call: str, key: int, size: int) -> bool:
         def work(db: sqlite3.Connection, now: int) -> bool:
             waiting = self._waiting(db, queue, size)

@@ -276,3 +276,9 @@ def _entry(row: EntryRow) -> Entry:
     plain["markup_ppm"] = plain["markup_ppm"] or 0
     windows = tuple(json.loads(row.windows or "[]"))
     return Entry(**plain, usage=usage, flags=flags, rates=json.loads(row.rates), windows=windows, id=row.id)
+
+
+def calls_with(credential: str, since: int) -> int:
+    """How many calls were answered, or failed at the last, with a credential, by its label, since that moment (Unix milliseconds)."""
+    where = (EntryRow.credential == credential) & (EntryRow.at >= since) & (EntryRow.kind == "usage")
+    return int(EntryRow.select().where(where).count())

@@ -14,17 +14,18 @@ from gateway.backend import Call, Services
 from gateway.core import limits as limits_module
 from gateway.core.catalog import Backends, Catalog
 from gateway.core.exchange import Attempt, Exchange
-from gateway.core.limits import CallLimits
+from gateway.core.limits import CallLimits, Taken
+from gateway.core.pool import Rest
 from gateway.core.waiting import WaitingRoom
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, RateLimited
 from gateway.secrets import Vault
 from gateway.settings import Settings
 from gateway.state.base import Limit
-from gateway.state.sqlite import SqliteLimits
+from gateway.state.sqlite import DAY_MS, SqliteLimits
 from gateway.store import catalog as rows
 from gateway.store.budgets import AccountLimits
-from tests.factories import Clock, call, exchange, migrated, principal
+from tests.factories import Clock, call, deployment, exchange, migrated, principal
 
 TESTER = AccountLimits("user", 1, 60, None, None)
 
@@ -37,7 +38,7 @@ class Stage:
         self.state = SqliteLimits(directory, "me", lambda owner: True)
         self.room = WaitingRoom(self.state)
         self.clock = Clock()
-        self.limits = CallLimits(self.state, catalog, self.room, 100, self.clock)
+        self.limits = CallLimits(self.state, catalog, self.room, 100, clock=self.clock)
 
     def model(self, **fields: Any) -> None:
         self._database.write(lambda: rows.set_model(1, **fields))
@@ -303,3 +304,26 @@ def test_a_keys_own_limit_refuses_it_also_in_a_queue_and_holds_nobody_up(stage: 
     crowd.join()
     assert crowd.order == [7, 2]
     assert [str(error).partition(" is")[0] for error in crowd.refused] == ["Your key's limit of 2 requests a minute"]
+
+
+def test_a_days_calls_of_a_credential_are_counted_from_the_ledger_once_and_end_at_midnight(stage: Stage) -> None:
+    asked: list[str] = []
+
+    def calls_today(label: str) -> int:
+        asked.append(label)
+        return 3
+
+    limits = CallLimits(stage.state, stage._catalog, WaitingRoom(stage.state), 100, calls_today)
+    made = deployment("d", limit=Limit("credential:1", per_day=5))
+    wall = [20_000 * DAY_MS + 1000]
+    stage.state._wall = lambda: wall[0]
+    found = [limits.lease(exchange(), made, str(number)) for number in range(3)]
+    assert [isinstance(each, Taken) for each in found] == [True, True, False]
+    assert asked == ["d-key"]
+    full = found[2]
+    assert isinstance(full, Rest)
+    assert full.reason == "requests_today"
+    assert full.until - time.monotonic() == pytest.approx(DAY_MS / 1000 - 1, abs=5)
+    wall[0] += DAY_MS
+    assert isinstance(limits.lease(exchange(), made, "next"), Taken)
+    assert asked == ["d-key", "d-key"]

@@ -416,7 +416,7 @@ def test_the_last_fit_credential_is_not_rested_on_a_guess_by_a_calls_further_att
 
 def test_a_credential_at_its_limits_is_not_leased_and_its_probe_stays_due() -> None:
     stage, one = Stage(), candidate("a", limit=Limit("credential:1", rpm=1))
-    stage.pool._take = lambda exchange, limit, attempt: Rest("requests", stage.clock.now + 7)
+    stage.pool._take = lambda exchange, deployment, attempt: Rest("requests", stage.clock.now + 7)
     stage.fail(one, refused(429))
     stage.clock.now += FIRST_S
     assert stage.pool.lease(one, stage.asked()) == Rest("requests", stage.clock.now + 7)

@@ -171,3 +171,11 @@ def test_rows_come_in_pages_by_time_with_every_column_and_the_seal(database: Dat
     assert [row["exchange"] for row in [*page, *rest]] == ["x1", "x2", "x3", "x0"]
     assert set(page[0]) == {"id", "seal", *ledger.SEALED}
     assert (page[0]["corrects_id"], page[0]["windows"], page[0]["seal"]) == (None, "[]", seal(ledger.sealed_text([page[0][name] for name in ledger.SEALED])))
+
+
+def test_calls_of_a_credential_are_counted_from_a_moment_on_without_failed_attempts(database: Database) -> None:
+    others = (replace(ENTRY, exchange="x2", at=NOON - 1), replace(ENTRY, exchange="x3", credential="other"), replace(ENTRY, exchange="x4", kind="attempt"))
+    for entry in (ENTRY, *others):
+        book(database, entry, replace(EXCHANGE, id=entry.exchange))
+    assert database.read(lambda: ledger.calls_with("prod", NOON)) == 1
+    assert database.read(lambda: ledger.calls_with("prod", NOON - 1)) == 2
