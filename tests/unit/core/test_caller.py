@@ -51,11 +51,12 @@ def test_nobody_is_blamed_and_nothing_rests() -> None:
         backend.play(error)
         with pytest.raises(UpstreamError):
             stage.send(own(backend))
-    assert len(stage.cooldowns) == 0
+    assert stage.conditions.current() == {}
+    assert stage.told == []
     answer, exchange = stage.send(own(backend, "another"))
     assert answer.head == backend.answer
     exchange.release()
-    assert not any(stage.pool.in_flight.values())
+    assert not any(stage.pool.standings.in_flight.values())
 
 
 def test_call_that_was_given_up_is_nobodys_failure() -> None:
