@@ -60,7 +60,7 @@ class Lease:
         if self._taken is not None:
             self._taken.close()
         for subject in self.probes:
-            self._pool.untold(subject)
+            self._pool.untold(self._candidate, subject)
 
 
 Take = Callable[[Exchange, Deployment, str], Held | Rest]
@@ -100,7 +100,8 @@ class Pool:
         return max(rests, key=lambda rest: rest.until, default=None)
 
     def _is_due(self, condition: Condition, now: float) -> bool:
-        return condition.over(now) or (condition.state == PROBING and not self._alive(condition.prober))
+        """A probe of another host has no prober that could be asked after: it has its time."""
+        return condition.over(now) or (condition.state == PROBING and condition.prober != "" and not self._alive(condition.prober))
 
     def resting(self, deployments: Iterable[Deployment]) -> list[tuple[Deployment, Rest]]:
         """Those of them that rest now. Behind a glob, a credential's rest for one asked model is not seen."""
@@ -122,7 +123,7 @@ class Pool:
         finally:
             if isinstance(taken, Rest):
                 for subject in probes:
-                    self.untold(subject)
+                    self.untold(candidate, subject)
         if isinstance(taken, Rest):
             return taken
         self._called(candidate, exchange.principal.user_id)
@@ -143,7 +144,7 @@ class Pool:
                 ours.append(subject)
             elif not last or subject != candidate.blamed:
                 for each in ours:
-                    self.untold(each)
+                    self.untold(candidate, each)
                 return Rest(PROBING, now + 1.0)
         return ours
 
@@ -271,7 +272,7 @@ class Pool:
         except StateUnavailable:
             return True
 
-    def untold(self, subject: str) -> None:
+    def untold(self, candidate: Candidate, subject: str) -> None:
         """What was to be found out was not: it is due for another."""
         now = self._clock()
 
@@ -280,7 +281,7 @@ class Pool:
                 return condition
             return replace(condition, state=COOLING, until=now, prober="")
 
-        self._change(subject, decide)
+        self._move(candidate, subject, decide)
 
     # what changes by itself
 

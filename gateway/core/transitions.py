@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from gateway.concurrency import spawn
 from gateway.errors import GatewayError
 from gateway.presence import Presence
 from gateway.state.base import StateUnavailable
-from gateway.state.conditions import FOREVER, Condition, Conditions
+from gateway.state.conditions import COOLING, FOREVER, PROBING, Condition, Conditions
 from gateway.store import conditions as store
 from gateway.store.conditions import StoredCondition, Transition
 from gateway.store.database import Database
@@ -99,7 +100,11 @@ class Transitions:
 
     def _stored(self) -> Mapping[str, Condition]:
         rows = self._database.read(store.conditions)
-        return {row.subject: self._live(row) for row in rows}
+        return {row.subject: self._due(self._live(row)) for row in rows}
+
+    def _due(self, condition: Condition) -> Condition:
+        """Whoever was probing did so before this state was made."""
+        return replace(condition, state=COOLING, until=self._clock()) if condition.state == PROBING else condition
 
     def _live(self, row: StoredCondition) -> Condition:
         """Times of the store become this boot's."""

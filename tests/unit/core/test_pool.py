@@ -302,6 +302,7 @@ def test_a_probe_that_was_given_up_is_anothers_to_make() -> None:
     stage.clock.now += FIRST_S
     stage.call(one).close()
     assert stage.rest(one) is None
+    assert stage.states()[-1] == ("probing", "cooling", "rate_limited")
     stage.succeed(one)
     assert stage.states()[-1] == ("probing", "active", "recovered")
 

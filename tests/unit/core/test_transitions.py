@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.pool import Rest
 from gateway.core.transitions import LOOK_BACK_MS, Transitions
 from gateway.errors import StoreUnavailable
 from gateway.presence import Presence
@@ -17,7 +18,7 @@ from gateway.state.conditions import COOLING, FOREVER, QUARANTINED, Condition
 from gateway.store import conditions as store
 from gateway.store.conditions import Transition
 from gateway.store.database import Database
-from tests.factories import Clock, conditions, migrated
+from tests.factories import Clock, Pooled, candidate, conditions, migrated
 
 WALL = 1_700_000_000_000
 QUARANTINE = Transition(WALL, "credential:1.1", "main", None, None, "active", "quarantined", None, "invalid", "operator")
@@ -87,6 +88,24 @@ def test_a_new_boot_knows_what_the_store_knows(stage: Stage) -> None:
         "credential:1.1": Condition(QUARANTINED, FOREVER, "invalid"),
         "deployment:2": Condition(COOLING, stage.clock.now + 5, "failing", 4.0),
     }
+
+
+def test_a_probe_of_an_earlier_boot_is_due_and_one_of_another_host_is_waited_for(stage: Stage) -> None:
+    """Nobody of this host makes it: there is no worker to ask whether it lives."""
+    one = candidate("a", credential_subject="credential:1.1")
+    pool = Pooled(stage.clock, shared=stage.conditions).pool
+    stage.presence.start()
+    pool._alive = stage.presence.alive
+    probing = replace(QUARANTINE, after="probing", until_at=WALL + 100_000, reason="rate_limited", host="other-host")
+    stage.record(probing)
+    stage.transitions.seed()
+    assert pool.rest(one) is None
+    stage.record(replace(probing, at=WALL + 1))
+    stage.transitions.follow()
+    assert pool.rest(one) == Rest("probing", stage.clock.now + 100)
+    stage.clock.now += 100
+    assert pool.rest(one) is None
+    stage.presence.close()
 
 
 def test_what_an_operator_changed_is_taken_over_and_what_this_host_did_is_not(stage: Stage) -> None:
