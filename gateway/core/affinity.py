@@ -56,10 +56,11 @@ class Affinity:
         for pool in pools:
             if pool is None or pool.affinity != "hard":
                 continue
-            own = self._bound(conversation_key(exchange, pool.id))
+            members = [each for each in left if each.deployment.pool == pool]
+            own = self._bound(conversation_key(exchange, pool.id), members)
             if own is None:
                 continue
-            for candidate in [each for each in left if each.deployment.pool == pool and not _is(each, own)]:
+            for candidate in [each for each in members if not _is(each, own)]:
                 exchange.excluded[candidate.deployment.place] = "bound_elsewhere"
                 left.remove(candidate)
         return left
@@ -96,9 +97,12 @@ class Affinity:
         if key not in self._known and number is not None:
             self._remember(key, self._database.write(lambda: conversations.bind(key, pool.id, number, exchange.at)))
 
-    def _bound(self, key: str) -> int | None:
-        if key in self._known:
-            return self._known[key]
+    def _bound(self, key: str, members: Sequence[Candidate]) -> int | None:
+        """What is remembered of a credential that is not there any more is asked for again: a deleted one binds nothing."""
+        own = self._known.get(key)
+        if own is not None and any(_is(each, own) for each in members):
+            return own
+        self._known.pop(key, None)
         found = self._database.read(lambda: conversations.bound(key))
         if found is not None:
             self._remember(key, found)
@@ -116,9 +120,9 @@ def conversation_key(exchange: Exchange, pool_id: int) -> str:
 
 
 def credential_id(candidate: Candidate) -> int | None:
-    """Of "credential:3.1", 3."""
+    """Of "credential:3-AT.1", 3."""
     kind, _, rest = candidate.deployment.credential_subject.partition(":")
-    number = rest.partition(".")[0]
+    number = rest.partition("-")[0]
     return int(number) if kind == "credential" and number.isdecimal() else None
 
 

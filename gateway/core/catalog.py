@@ -356,7 +356,7 @@ def _limit(credential: Credential | None) -> Limit | None:
     """What a credential may carry; None: anything."""
     if credential is None or (credential.rpm, credential.tpm, credential.concurrency, credential.per_day) == (None,) * 4:
         return None
-    return Limit(f"credential:{credential.id}", credential.rpm, credential.tpm, credential.concurrency, credential.per_day)
+    return Limit(credential.place, credential.rpm, credential.tpm, credential.concurrency, credential.per_day)
 
 
 def _deadlines(row: store_catalog.Deployment, defaults: Deadlines) -> Deadlines:

@@ -29,7 +29,7 @@ class Tested:
 
 
 def conditions_in_force(database: Database, at: int) -> Mapping[str, Sequence[StoredCondition]]:
-    """By credential ("credential:3") or deployment ("deployment:7"): what keeps it from being called at `at`."""
+    """By credential (its `place`) or deployment ("deployment:7"): what keeps it from being called at `at`."""
     found: dict[str, list[StoredCondition]] = {}
     for row in database.read(conditions.conditions):
         if row.state != COOLING or row.until_at is None or row.until_at > at:
@@ -39,7 +39,7 @@ def conditions_in_force(database: Database, at: int) -> Mapping[str, Sequence[St
 
 def of_credential(in_force: Mapping[str, Sequence[StoredCondition]], item: Credential) -> list[StoredCondition]:
     """Those of the secret that it has now."""
-    rows = in_force.get(f"credential:{item.id}", ())
+    rows = in_force.get(item.place, ())
     return [row for row in rows if row.subject == item.subject or row.subject.startswith(f"{item.subject}:")]
 
 
@@ -64,7 +64,7 @@ def clear(database: Database, label: str, at: int) -> int:
 
     def work() -> int:
         item = required_credential(label)
-        rows = conditions.conditions_of(item.id)
+        rows = conditions.conditions_of(item)
         # Also for what is in force nowhere but in the workers' memory: they take over that it is not.
         subjects = {item.subject: ACTIVE} | {row.subject: row.state for row in rows}
         conditions.record([_by_operator(item, subject, before, ACTIVE, "cleared", at) for subject, before in subjects.items()])

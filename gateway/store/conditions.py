@@ -9,6 +9,7 @@ from typing import Any
 from peewee import fn
 
 from gateway.store.models_pools import ConditionRow, TransitionRow
+from gateway.store.pools import Credential
 
 ACTIVE = "active"
 
@@ -78,10 +79,9 @@ def conditions(subjects: Collection[str] | None = None) -> list[StoredCondition]
     return [StoredCondition(row.subject, row.state, row.until_at, row.reason, row.rest_s, row.named, row.at) for row in rows]
 
 
-def conditions_of(credential_id: int) -> list[StoredCondition]:
+def conditions_of(credential: Credential) -> list[StoredCondition]:
     """Of every version of its secret, and every model."""
-    start = f"credential:{credential_id}."
-    return [row for row in conditions() if row.subject.startswith(start)]
+    return [row for row in conditions() if row.subject.startswith(f"{credential.place}.")]
 
 
 def last_transition(before: int) -> int:

@@ -11,7 +11,8 @@ ASKED, GOT, FAILED, REFUSED = "asked", "got", "failed", "refused"
 
 
 class ConditionRow(Row):
-    """What keeps a subject from being called. A subject is "deployment:7", "credential:3.1" (the first version of its secret) or "credential:3.1:MODEL".
+    """What keeps a subject from being called. A subject is "deployment:7", "credential:3-AT.1" (made AT, the first
+    version of its secret) or "credential:3-AT.1:MODEL".
 
     `state`: "cooling", "probing", "quarantined", "expired"; what is active has no row. `until_at`: null for no end. `rest_s`: how long this rest
     is, from which the next is made; `named`: the upstream itself named its end.

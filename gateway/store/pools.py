@@ -11,7 +11,7 @@ from peewee import Expression, chunked
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
 from gateway.store.models import CredentialRow, DeploymentRow, PoolRow, database
-from gateway.store.models_pools import FAILED, REFUSED, RefreshRow
+from gateway.store.models_pools import FAILED, REFUSED, ConversationRow, RefreshRow
 from gateway.store.statements import executemany, locked
 
 CHUNK = 200
@@ -87,9 +87,14 @@ class Credential:
     fingerprint: str | None = field(default=None, repr=False)
 
     @property
+    def place(self) -> str:
+        """Under what its limits are counted. SQLite gives the id of one that was deleted to another, which must inherit nothing."""
+        return f"credential:{self.id}-{self.created_at}"
+
+    @property
     def subject(self) -> str:
         """Under what its conditions are kept: another secret begins anew."""
-        return f"credential:{self.id}.{self.version}"
+        return f"{self.place}.{self.version}"
 
 
 def credential_place(credential_id: int) -> str:
@@ -227,16 +232,17 @@ def set_credential_disabled(credential_id: int, at: int | None) -> Credential:
 def delete_credential(credential_id: int) -> None:
     """A pool that is left empty, and that no deployment names, goes with it. Raises NotFound, or Conflict while a deployment uses it."""
     pool_id = _existing(credential_id).pool_id
-    RefreshRow.delete().where(RefreshRow.credential == credential_id).execute()  # SQLite may give the id to another
-    CredentialRow.delete().where(CredentialRow.id == credential_id).execute()
+    delete_credentials([credential_id])
     _tidy(pool_id)
-    raise_generation()
 
 
 def delete_credentials(credential_ids: Sequence[int]) -> None:
-    """Of pools that stay, whatever is left in them. Raises Conflict while a deployment uses one."""
+    """And what was kept of them: their conversations are bound to nobody. Their pools stay. Raises Conflict while a deployment uses one."""
     for some in chunked(credential_ids, CHUNK):
-        CredentialRow.delete().where(CredentialRow.id.in_(list(some))).execute()
+        ids = list(some)
+        for kept in (RefreshRow, ConversationRow):  # SQLite may give an id to another
+            kept.delete().where(kept.credential.in_(ids)).execute()
+        CredentialRow.delete().where(CredentialRow.id.in_(ids)).execute()
     raise_generation()
 
 

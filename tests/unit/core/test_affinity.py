@@ -18,7 +18,7 @@ SOFT, HARD = Pool(1, "p", affinity="soft"), Pool(1, "p", affinity="hard")
 
 
 def members(pool: Pool, count: int = 5) -> list[Candidate]:
-    return [candidate("d", pool=pool, credential=f"c{number}", credential_subject=f"credential:{number}.1", share=1 / count) for number in range(count)]
+    return [candidate("d", pool=pool, credential=f"c{number}", credential_subject=f"credential:{number}-9.1", share=1 / count) for number in range(count)]
 
 
 def asked(messages: str, key_id: int = 1) -> Exchange:
@@ -112,6 +112,17 @@ def test_a_hard_binding_never_moves_and_outlasts_the_worker(database: Database) 
         assert again.is_bound(later, everyone[3])
         assert not again.is_bound(later, everyone[0])
     assert affinity.kept(asked(turn(2)), everyone) == everyone
+
+
+def test_a_binding_to_a_credential_that_is_gone_is_forgotten_with_it(database: Database) -> None:
+    everyone = members(HARD)
+    affinity, ex = Affinity(database), asked(turn(1))
+    affinity.kept(ex, everyone)
+    affinity.answered(ex, everyone[3])
+    left = [each for each in everyone if each is not everyone[3]]
+    assert affinity.kept(asked(turn(1)), left) == []  # disabled, say: its conversation waits for it
+    database.write(lambda: pools.delete_credentials([3]))
+    assert affinity.kept(asked(turn(1)), left) == left
 
 
 def test_where_two_calls_begin_a_conversation_the_first_binds_it(database: Database) -> None:

@@ -416,7 +416,7 @@ def test_a_deployment_over_a_pool_is_there_once_for_each_credential_that_may_be_
     stage.deploy("d", pool_id=first.pool_id, backend=f"{__name__}:NeedsSecret")
     one, two = stage.loaded().find("m")
     assert [(each.place, each.secret.reveal(), each.share, each.problem) for each in (one, two)] == [("d/a", "sk-a", 0.75, ""), ("d/b", "sk-b", 0.25, "")]
-    assert (one.limit, two.limit) == (Limit(f"credential:{first.id}", rpm=7), None)
+    assert (one.limit, two.limit) == (Limit(first.place, rpm=7), None)
     assert (one.draining, two.draining, one.expires_at, two.expires_at) == (False, True, None, 5)
     assert one.subject == two.subject
     assert {"sk-a", "sk-b"} <= stage.learned

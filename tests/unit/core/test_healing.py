@@ -80,7 +80,7 @@ class World:
         self.failed = 0
 
     def member(self, name: str) -> Candidate:
-        fields: dict[str, Any] = {"credential": name, "credential_subject": f"credential:{name[1:]}.1", "pool": Pool(1, "p"), "share": 1 / MEMBERS}
+        fields: dict[str, Any] = {"credential": name, "credential_subject": f"credential:{name[1:]}-9.1", "pool": Pool(1, "p"), "share": 1 / MEMBERS}
         made = candidate("d", backend=self.upstream, **fields)
         return Candidate(_with_secret(made, name), "m", None)
 

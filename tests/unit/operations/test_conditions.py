@@ -16,6 +16,7 @@ from tests.fakes.answers import Status
 from tests.fakes.provider import Provider
 from tests.unit.operations.times import AT
 
+MINE = f"credential:1-{AT}"
 INVALID = Status(401, b'{"error":{"message":"Incorrect API key","code":"invalid_api_key"}}')
 
 
@@ -33,21 +34,21 @@ def states(database: Database) -> list[tuple[str, str]]:
 
 
 def test_what_is_in_force_is_told_by_credential_and_of_its_present_secret_only(database: Database, secrets: Secrets, label: str) -> None:
-    subjects = ("credential:1.1", "credential:1.1:m", "credential:1.2", "deployment:1", "credential:1.1:old")
+    subjects = (f"{MINE}.1", f"{MINE}.1:m", f"{MINE}.2", "deployment:1", f"{MINE}.1:old")
     database.write(lambda: store.record([cooled(each, AT - 1 if each.endswith("old") else AT + 9000) for each in subjects]))
     in_force = conditions.conditions_in_force(database, AT)
-    assert set(in_force) == {"credential:1", "deployment:1"}
+    assert set(in_force) == {MINE, "deployment:1"}
     item = replace_secret(database, secrets, label, Secret("sk-another-0123456789"))
-    assert [row.subject for row in conditions.of_credential(in_force, item)] == ["credential:1.2"]
+    assert [row.subject for row in conditions.of_credential(in_force, item)] == [f"{MINE}.2"]
 
 
 def test_clearing_ends_everything_and_is_an_event(database: Database, label: str) -> None:
-    database.write(lambda: store.record([cooled("credential:1.1"), cooled("credential:1.1:m")]))
+    database.write(lambda: store.record([cooled(f"{MINE}.1"), cooled(f"{MINE}.1:m")]))
     assert conditions.clear(database, label, AT + 1) == 2
     assert states(database) == []
     assert {(each.subject, each.after, each.reason, each.host) for each in conditions.events(database, label, 2)} == {
-        ("credential:1.1", "active", "cleared", "operator"),
-        ("credential:1.1:m", "active", "cleared", "operator"),
+        (f"{MINE}.1", "active", "cleared", "operator"),
+        (f"{MINE}.1:m", "active", "cleared", "operator"),
     }
 
 
@@ -58,7 +59,7 @@ def test_clearing_what_only_workers_know_is_told_all_the_same(database: Database
 
 def test_a_quarantine_lasts_until_it_is_cleared_and_has_its_reason(database: Database, label: str) -> None:
     conditions.quarantine(database, label, "leaked in a chat", AT)
-    assert states(database) == [("credential:1.1", "quarantined")]
+    assert states(database) == [(f"{MINE}.1", "quarantined")]
     assert conditions.events(database, label, 1)[0].evidence == {"note": "leaked in a chat"}
     with pytest.raises(BadRequest, match="printable"):
         conditions.quarantine(database, label, "two\nlines", AT)
@@ -82,6 +83,6 @@ def test_a_probe_clears_what_works_quarantines_what_is_invalid_and_leaves_the_re
         assert states(database) == []
         assert conditions.probe(database, secrets.vault, local, label, AT).outcome == "quarantined"
         assert conditions.probe(database, secrets.vault, local, label, AT).outcome == ""
-        assert states(database) == [("credential:1.1", "quarantined")]
+        assert states(database) == [(f"{MINE}.1", "quarantined")]
         assert conditions.probe(database, secrets.vault, local, label, AT + 1).outcome == "cleared"
         assert states(database) == []

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.store import conditions
+from gateway.store import conditions, pools
 from gateway.store.conditions import StoredCondition, Transition
 from gateway.store.database import Database
 
@@ -42,10 +42,11 @@ def test_what_comes_late_is_history_only(database: Database) -> None:
 
 
 def test_conditions_of_a_credential_are_those_of_every_version_and_model(database: Database) -> None:
-    subjects = ("credential:3.1", "credential:3.2:m", "credential:31.1", "deployment:3")
+    mine = database.write(lambda: pools.create_credential("main", "", 7, lambda id: b""))
+    subjects = ("credential:1-7.1", "credential:1-7.2:m", "credential:11-7.1", "credential:1-70.1", "deployment:1")
     database.write(lambda: conditions.record([replace(COOLED, subject=subject) for subject in subjects]))
-    assert [row.subject for row in database.read(lambda: conditions.conditions_of(3))] == ["credential:3.1", "credential:3.2:m"]
-    assert [row.subject for row in database.read(lambda: conditions.conditions({"deployment:3"}))] == ["deployment:3"]
+    assert [row.subject for row in database.read(lambda: conditions.conditions_of(mine))] == ["credential:1-7.1", "credential:1-7.2:m"]
+    assert [row.subject for row in database.read(lambda: conditions.conditions({"deployment:1"}))] == ["deployment:1"]
 
 
 def test_transitions_are_followed_by_id_and_old_ones_forgotten(database: Database) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import NotFound
 from gateway.secrets import KeyHasher, SecretsError, Vault, key_prefix, key_suffix, mint_key
-from gateway.store import accounts, catalog, pools
+from gateway.store import accounts, catalog, conversations, pools
 from gateway.store.database import Conflict, Database
 from gateway.store.models import CredentialRow
 from gateway.store.pools import Credential, credential_place
@@ -73,6 +73,15 @@ def test_a_pool_that_a_deployment_names_outlives_its_credentials(database: Datab
     assert database.read(lambda: pools.find_pool("kept")) is not None
     with pytest.raises(Conflict):
         database.write(lambda: pools.delete_pool(made.pool_id))
+
+
+def test_a_credential_inherits_nothing_of_a_deleted_one_whose_id_it_has(database: Database) -> None:
+    before = create(database, "main")
+    database.write(lambda: conversations.bind("k", before.pool_id, before.id, 1))
+    database.write(lambda: pools.delete_credential(before.id))
+    after = database.write(lambda: pools.create_credential("main", "", 2000, sealing(SECRET)))
+    assert {before.place, before.subject}.isdisjoint({after.place, after.subject})
+    assert database.read(lambda: conversations.bound("k")) is None
 
 
 def test_every_field_of_a_credential_can_be_set_and_taken_back(database: Database) -> None:
