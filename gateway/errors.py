@@ -120,6 +120,10 @@ class RateLimited(GatewayError):
     code = "rate_limit_exceeded"
 
 
+AWAY_S = 2.0
+"""When to ask again while the database does not answer, whoever of us noticed it."""
+
+
 class StoreUnavailable(GatewayError):
     status = 503
     code = "store_unavailable"

@@ -21,7 +21,7 @@ from gateway.core.caller import CallersUpstream
 from gateway.core.gateway import Gateway
 from gateway.core.identity import INFERENCE, Identity, Principal
 from gateway.core.relay import Relay
-from gateway.core.upstream_secrets import claims
+from gateway.core.upstream_secrets import claims, email
 from gateway.dialects.document import Fields
 from gateway.errors import BadRequest, NotFound, PermissionDenied, SwitchedOff, Unauthenticated, UpstreamRefused
 from gateway.secrets import looks_like_key
@@ -31,7 +31,6 @@ NOT_JSON = "Failed to parse json request body."
 ROUTE_NOT_FOUND = "There is no such route."
 _MISSING = "Missing accessToken."
 _MISSING_2 = "please provide a valid access token or api key in 'Authorization' header"
-_PROFILE = "https://api.openai.com/profile"
 _SEGMENTS = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
 _QUERY_FIELDS = 100
 
@@ -132,13 +131,11 @@ def required_token(environ: Mapping[str, Any], path: str) -> Secret:
 
 def check_expiry(token: str) -> None:
     """Raises Unauthenticated for a JWT that says that it has expired. It is not verified: that is the upstream's to do."""
-    said = claims(token)
-    expires = said.get("exp")
+    expires = claims(token).get("exp")
     if isinstance(expires, bool) or not isinstance(expires, int | float) or expires > time.time():
         return
-    profile = said.get(_PROFILE)
-    email = profile.get("email") if isinstance(profile, dict) else None
-    account = f" for account {email}" if isinstance(email, str) and email else ""
+    whose = email(token)
+    account = f" for account {whose}" if whose else ""
     raise Unauthenticated(f"The accessToken{account} has expired.")
 
 

@@ -119,13 +119,13 @@ def _explanation_lines(found: Explanation, path: str) -> list[str]:
     if found.refusal:
         lines += ["", f"The client would be told: {found.refusal}"]
     elif len({item.deployment.priority for item in found.candidates}) < len(found.candidates):
-        lines += ["", "Among equal priorities the policy draws by weight, so their order changes from call to call."]
+        lines += ["", "Among equal priorities the policy chooses, so their order changes from call to call."]
     return lines
 
 
 def _candidate_row(item: Candidate) -> tuple[object, ...]:
     row = item.deployment
-    return row.name, row.backend_name, item.model, row.priority, row.weight, _price(item.price)
+    return row.place, row.backend_name, item.model, row.priority, row.weight, _price(item.price)
 
 
 def _price(price: Price | None) -> str:
@@ -141,6 +141,7 @@ def _explanation_document(found: Explanation) -> dict[str, Any]:
         "candidates": [
             {
                 "deployment": item.deployment.name,
+                "credential": item.deployment.credential,
                 "backend": item.deployment.backend_name,
                 "upstream_model": item.model,
                 "priority": item.deployment.priority,

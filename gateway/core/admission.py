@@ -9,7 +9,7 @@ from gateway.core.exchange import Exchange, Reservation
 from gateway.core.holds import Holds
 from gateway.core.limits import CallLimits
 from gateway.core.routing import Candidate
-from gateway.errors import Draining, StoreUnavailable
+from gateway.errors import AWAY_S, Draining, StoreUnavailable
 
 
 class Admission:
@@ -37,7 +37,7 @@ class Admission:
         if self._stopped:
             raise draining()
         if not self._catalog.reachable and not self._serves_without_database:
-            raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=2.0)
+            raise StoreUnavailable("The database does not answer, so the call could not be booked. Try again.", retry_after_s=AWAY_S)
         if self._stuck():
             raise StoreUnavailable("The gateway cannot write its ledger, so the call could not be booked. Try again.", retry_after_s=2.0)
         self._limits.admit(exchange)

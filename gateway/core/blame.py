@@ -59,7 +59,7 @@ def sentence(error: UpstreamError, candidate: Candidate) -> Sentence | None:
         subject = f"{deployment.credential_subject}:{candidate.model}"
         return Sentence(subject, COOLING, "rate_limited", SHORT_S, reset_s) if limited else Sentence(subject, COOLING, "forbidden", LONG_S, reset_s)
     if error.blame is Blame.DEPLOYMENT_AT_ONCE:
-        return Sentence(deployment.subject, COOLING, "unreachable", SHORT_S, at_once=True)
+        return Sentence(candidate.way, COOLING, "unreachable", SHORT_S, at_once=True)
     if error.blame is Blame.DEPLOYMENT:
         return Sentence(candidate.blamed, COOLING, "failing", SHORT_S, counts=True)
     return None

@@ -32,6 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
+from gateway.state.base import CONCURRENCY, DAY, REQUESTS, TOKENS
 from gateway.state.conditions import FOREVER, PROBING
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ EXTRA_ATTEMPTS = 2
 RETRY_WINDOW_S = 10.0
 RETRY_FLOOR, RETRY_SHARE = 10, 0.2
 REDACTED = "[redacted]"
-LIMITED = frozenset({"requests", "tokens", "concurrency", "requests_today"})
-"""Why a credential that is fit has no place: a limit of its own."""
+LIMITED = frozenset({"rate_limited", REQUESTS, TOKENS, CONCURRENCY, DAY})
+"""Reasons that are a limit: the upstream's, or one that the operator gave the credential."""
 UNANSWERED = 500
 """What a client with a credential of its own is told where its upstream gave no answer."""
 
@@ -103,7 +104,7 @@ class Dispatcher:
                 errors.append(error)
                 self._blame(exchange, candidate, error, candidates)
                 if error.blame is Blame.CLIENT and isinstance(error, UpstreamRefused):
-                    return relayed_refusal(error, candidate.deployment.secret)
+                    return relayed_refusal(error, (candidate.deployment.secret, *candidate.deployment.extras.values()))
                 untried = self._worth_trying(exchange, untried, errors, candidate)
                 if not untried or not self._may_retry():
                     raise self._verdict(exchange, candidates, errors) from error
@@ -189,9 +190,10 @@ class Dispatcher:
         error = errors[-1]
         if not error.retryable or exchange.left or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
             return []
-        if isinstance(error, (UpstreamTimeout, UpstreamUnreachable)):  # another credential would meet the same
-            untried = [other for other in untried if other.deployment.subject != failed.deployment.subject]
+        if isinstance(error, UpstreamUnreachable):  # another credential on the same way would meet the same
+            untried = [other for other in untried if other.way != failed.way]
         if isinstance(error, UpstreamTimeout):
+            untried = [other for other in untried if other.deployment.subject != failed.deployment.subject]
             if error.phase == "total" or sum(isinstance(earlier, UpstreamTimeout) for earlier in errors) > 1:
                 return []
             now = self._clock()  # one other deployment, if a full first-byte period is left
@@ -243,8 +245,8 @@ class Dispatcher:
         rests = [rest for candidate in candidates if (rest := self._told_rest(exchange, candidate)) is not None]
         wait_s = max(1.0, min((rest.until for rest in rests), default=0.0) - self._clock())
         limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 and error.blame is Blame.CREDENTIAL_MODEL for error in errors)
-        busy = not errors and rests and {rest.reason for rest in rests} <= {"rate_limited", PROBING, *LIMITED}
-        if limited and (errors or (busy and {rest.reason for rest in rests} != {PROBING})):
+        at_limits = {rest.reason for rest in rests} - {PROBING}
+        if limited and (errors or (at_limits and at_limits <= LIMITED)):
             return RateLimited("Every deployment of this model is at its upstream's rate limit.", code="upstream_rate_limited", retry_after_s=min(wait_s, 3600))
         if not errors:
             return _none_fit(exchange, rests, wait_s)
@@ -297,9 +299,10 @@ def prepared(exchange: Exchange, candidate: Candidate) -> tuple[Call, bool]:
     return call.edited(**edits), adds_usage
 
 
-def relayed_refusal(error: UpstreamRefused, secret: Secret) -> Answer:
-    """The client's own mistake, told in the upstream's own words, but for our secret: some upstreams repeat what they were sent."""
-    shown, hidden = secret.reveal() or REDACTED, REDACTED
-    headers = tuple((name, value.replace(shown, hidden)) for name, value in error.headers if name not in ("content-length", "transfer-encoding"))
-    body = error.body.replace(shown.encode(), hidden.encode())
-    return Answer(Reply(error.upstream_status, headers, iter(()), lambda: None), Framing.WHOLE, body)
+def relayed_refusal(error: UpstreamRefused, secrets: Iterable[Secret]) -> Answer:
+    """The client's own mistake, told in the upstream's own words, but for our secrets: some upstreams repeat what they were sent."""
+    headers, body = [field for field in error.headers if field[0] not in ("content-length", "transfer-encoding")], error.body
+    for shown in [secret.reveal() for secret in secrets if secret]:
+        headers = [(name, value.replace(shown, REDACTED)) for name, value in headers]
+        body = body.replace(shown.encode(), REDACTED.encode())
+    return Answer(Reply(error.upstream_status, tuple(headers), iter(()), lambda: None), Framing.WHOLE, body)

@@ -142,7 +142,7 @@ class Pool:
                 continue
             if self._claim(subject, candidate, now):
                 ours.append(subject)
-            elif not last or subject != candidate.blamed:
+            elif not last or subject not in (candidate.way, candidate.blamed):
                 for each in ours:
                     self.untold(candidate, each)
                 return Rest(PROBING, now + 1.0)
@@ -290,12 +290,12 @@ class Pool:
         now, wall, conditions = self._clock(), self._wall_ms(), self._conditions.current()
         known: dict[str, Candidate] = {}
         for each in deployments:
-            known[each.subject] = known[each.credential_subject] = candidate = Candidate(each, "", None)
+            known[each.credential_subject] = candidate = Candidate(each, "", None)
             noted = conditions.get(each.credential_subject)
             if each.expires_at is not None and each.expires_at <= wall and (noted is None or noted.state != EXPIRED):
                 self._move(candidate, each.credential_subject, lambda _: Condition(EXPIRED, reason=EXPIRED))
         for subject, condition in list(conditions.items()):  # it changes while this waits for the file
-            of = known.get(subject) or known.get(":".join(subject.split(":")[:2]))
+            of = known.get(":".join(subject.split(":")[:2]))
             if of is not None and condition.named and condition.state == COOLING and condition.until <= now:
                 self._move(of, subject, lambda found: None if found is not None and found.named and found.until <= now else found)
         self._conditions.tidy(now)
@@ -366,4 +366,4 @@ def _words(made: Transition, after: Condition | None, now: float) -> str:
 
 def _subjects(candidate: Candidate) -> tuple[str, ...]:
     deployment = candidate.deployment
-    return (deployment.subject, deployment.credential_subject, f"{deployment.credential_subject}:{candidate.model}")
+    return (candidate.way, deployment.credential_subject, f"{deployment.credential_subject}:{candidate.model}")

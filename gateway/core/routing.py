@@ -24,9 +24,14 @@ class Candidate:
         return f"{self.deployment.subject}|{self.deployment.credential_subject}"
 
     @property
+    def way(self) -> str:
+        """What being out of reach is held against: the deployment through its proxy. A pool's credentials may have proxies of their own."""
+        return self.deployment.subject if self.deployment.proxy is None else f"{self.deployment.subject}@{self.deployment.proxy}"
+
+    @property
     def blamed(self) -> str:
         """What an upstream's own failures are held against: its deployment, or where a pool stands behind that, the one that was called."""
-        return self.deployment.subject if self.deployment.pool is None else f"{self.deployment.credential_subject}:{self.model}"
+        return self.way if self.deployment.pool is None else f"{self.deployment.credential_subject}:{self.model}"
 
 
 class Router:

@@ -18,7 +18,7 @@ from gateway.core.upstream_secrets import checked, fingerprint
 from gateway.errors import BadRequest
 from gateway.operations import import_formats, imports
 from gateway.operations.catalog import Wishes, create_deployment, set_deployment
-from gateway.operations.credentials import CredentialWishes, create_credential, replace_secret, set_credential
+from gateway.operations.credentials import PUID, CredentialWishes, create_credential, replace_secret, set_credential, set_extra
 from gateway.operations.import_formats import Found
 from gateway.operations.imports import Import, Outcome
 from gateway.operations.token_files import ACCOUNTS, PROXIES, TOKENS, AccessToken, read_accounts, read_if_there, read_proxies, write_tokens
@@ -33,7 +33,6 @@ POOL = "access-tokens"
 NAME = "chatgpt-to-api"
 """Of the family's user, its model and its deployment."""
 OFFICIAL_KEY, PASSWORD = "official-api-key", "chatgpt-to-api-password"
-PUID = "puid"
 _SEEN = ".chatgpt-to-api.seen"
 """Fingerprints of what was taken over last, a line each: in the data directory, with the files themselves."""
 
@@ -193,7 +192,7 @@ def set_puid(database: Database, secrets: Secrets, puid: Secret) -> None:
     """PATCH /admin/puid: the cookie of every token of the pool. Raises BadRequest, StoreUnavailable."""
     checked(puid)
     for item in _members(database):
-        set_credential(database, secrets.vault, item.label, CredentialWishes(extras={PUID: puid}))
+        set_extra(database, secrets.vault, item.label, PUID, puid)
 
 
 def set_official_key(database: Database, secrets: Secrets, key: Secret, at: int) -> None:

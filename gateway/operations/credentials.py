@@ -17,6 +17,8 @@ from gateway.store.catalog import Deployment
 from gateway.store.database import Conflict, Database
 from gateway.store.pools import Credential, CredentialFields, NewCredential, credential_place, credential_proxy_place, extras_place
 
+PUID = "puid"
+"""The extra that goes along as a cookie."""
 MAX_WEIGHT, MAX_TAGS, MAX_NOTES = 1_000_000, 20, 2_000
 _NUMBERS = (("weight", MAX_WEIGHT), ("rpm", MOST), ("tpm", MOST), ("concurrency", MOST), ("per_day", MOST))
 
@@ -110,13 +112,16 @@ def set_extra(database: Database, vault: Vault, label: str, name: str, value: Se
     check_name("extra", name)
     plain = None if value is None else checked(value)
 
-    def change() -> Credential:
-        found = required_credential(label)
-        kept = {} if found.extras is None else json.loads(vault.open(found.extras, extras_place(found.id)))
-        changed = {each: text for each, text in {**kept, name: plain}.items() if text is not None}
-        return pools.set_credential(found.id, extras=vault.seal(json.dumps(changed), extras_place(found.id)) if changed else None)
+    return database.write(lambda: change_extra(vault, required_credential(label), name, plain))
 
-    return database.write(change)
+
+def change_extra(vault: Vault, item: Credential, name: str, plain: str | None) -> Credential:
+    """One extra of those that a credential has; the others stay. For use inside a database work."""
+    kept: dict[str, str] = {} if item.extras is None else json.loads(vault.open(item.extras, extras_place(item.id)))
+    changed = {each: text for each, text in {**kept, name: plain}.items() if text is not None}
+    if changed == kept:
+        return item
+    return pools.set_credential(item.id, extras=vault.seal(json.dumps(changed), extras_place(item.id)) if changed else None)
 
 
 def drain_credential(database: Database, label: str, at: int | None) -> Credential:

@@ -222,11 +222,10 @@ def _models(snapshot: Snapshot) -> Iterator[Finding]:
     if not snapshot.deployments:
         yield warning("models", "there are no models yet: gateway deployment create NAME --model MODEL --backend BACKEND")
     for model, deployments in snapshot.deployments.items():
-        for deployment in deployments:
-            if deployment.problem:
-                yield problem("deployments", f"{deployment.place} of the model {model} cannot be used: {deployment.problem}")
-            else:
-                yield ok("deployments", f"{deployment.place} of the model {model}")
+        for deployment in [each for each in deployments if each.problem]:
+            yield problem("deployments", f"{deployment.place} of the model {model} cannot be used: {deployment.problem}")
+        for name in dict.fromkeys(each.name for each in deployments if not each.problem):
+            yield ok("deployments", f"{name} of the model {model}")
         if not deployments:
             yield warning("models", f"{model} has no deployment that is enabled")
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import enum
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from gateway.backend import Deadlines, ListsModels
 from gateway.core.catalog import Deployment
-from gateway.core.upstream_secrets import claims, fingerprint, is_jwt
+from gateway.core.upstream_secrets import email, fingerprint, is_jwt
 from gateway.errors import BadRequest, Blame, GatewayError, UpstreamRefused
-from gateway.operations.credentials import new_credential
+from gateway.operations.credentials import PUID, change_extra, new_credential
 from gateway.operations.import_formats import Found, as_label
 from gateway.operations.names import check_name
 from gateway.operations.routes import loaded_catalog
@@ -22,12 +20,10 @@ from gateway.secrets import Secrets, SecretsError, Vault
 from gateway.settings import Settings
 from gateway.store import catalog, pools
 from gateway.store.database import Database
-from gateway.store.pools import Credential, NewCredential, credential_place, extras_place
+from gateway.store.pools import Credential, NewCredential, credential_place
 
 POOL = "imported"
 """Where credentials stand for which neither the file nor the operator named a pool."""
-PROFILE = "https://api.openai.com/profile"
-"""The claim in which OpenAI's access tokens carry the address of their account."""
 PROBE_S = 10.0
 
 
@@ -110,7 +106,7 @@ def plan_import(
 
 
 def replace_pool(database: Database, secrets: Secrets, found: Sequence[Found], pool: str, at: int) -> list[Credential]:
-    """Let a pool hold these and no others, in one transaction. What it holds of them already stays as it is, but for its extras.
+    """Let a pool hold these and no others, in one transaction. What it holds of them already stays as it is, but for its cookie.
 
     A credential that a deployment names by itself stays too. Raises BadRequest for the first entry that cannot be one, StoreUnavailable.
     """
@@ -124,18 +120,14 @@ def replace_pool(database: Database, secrets: Secrets, found: Sequence[Found], p
         if new:
             pools.create_credentials(new, at)
         for one in ready:
-            item = kept.get(one.mark)
-            if item is not None and _extras(secrets, item) != {name: value.reveal() for name, value in (one.found.wishes.extras or {}).items()}:
-                pools.set_credential(item.id, extras=one.new.seal(item.id)[1].get("extras"))
+            if (item := kept.get(one.mark)) is not None:
+                puid = (one.found.wishes.extras or {}).get(PUID)
+                change_extra(secrets.vault, item, PUID, None if puid is None else puid.reveal())
         marks, named = {one.mark for one in ready}, {row.credential_id for row in catalog.list_deployments()}
         pools.delete_credentials([item.id for mark, item in kept.items() if mark not in marks and item.id not in named])
         return [item for item in pools.list_credentials() if item.pool_name == pool]
 
     return database.write(change)
-
-
-def _extras(secrets: Secrets, item: Credential) -> Any:
-    return {} if item.extras is None else json.loads(secrets.vault.open(item.extras, extras_place(item.id)))
 
 
 def _checked(secrets: Secrets, found: Iterable[Found], how: Import, told: Callable[[int], None]) -> Iterator[_Ready]:
@@ -157,14 +149,8 @@ def _ready(secrets: Secrets, found: Found, how: Import) -> _Ready:
     if how.jwt and not is_jwt(plain):
         raise BadRequest("it is not an access token: those are JWTs, three parts with dots between them")
     new = new_credential(secrets, found.secret, replace(found.wishes, pool=found.wishes.pool or how.pool))
-    return _Ready(found, new, _email(plain))
-
-
-def _email(token: str) -> str:
-    said = claims(token)
-    profile = said.get(PROFILE)
-    email = said.get("email") or (profile.get("email") if isinstance(profile, dict) else None)
-    return as_label(email) if isinstance(email, str) else ""
+    whose = email(plain)
+    return _Ready(found, new, as_label(whose) if whose else "")
 
 
 def _plan(secrets: Secrets, ready: Sequence[_Ready], how: Import, at: int) -> list[Imported]:

@@ -16,7 +16,7 @@ from playhouse.migrations import Runner  # type: ignore[import-untyped]
 
 import migrations
 from gateway.concurrency import Job, OffloadTimeout
-from gateway.errors import StoreUnavailable
+from gateway.errors import AWAY_S, StoreUnavailable
 from gateway.store import models
 from gateway.store.commit import Ask, Batched, Committed, Writer, refuse_late
 from gateway.store.engine import CannotOpen, Conflict, Engine, Worker, engine_for
@@ -86,7 +86,7 @@ class Database:
         try:
             return worker.submit(Ask(work, time.monotonic() + self._timeout_s), self._timeout_s)
         except OffloadTimeout as error:
-            raise StoreUnavailable("The database did not answer in time.", retry_after_s=1.0) from error
+            raise StoreUnavailable("The database did not answer in time.", retry_after_s=AWAY_S) from error
 
     def migrate(self) -> list[str]:
         """Bring the schema up to date; the names of what was applied. Waits for another process that does the same.

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from gateway.concurrency import Job, NativeWorker
-from gateway.errors import SettingsError, StoreUnavailable
+from gateway.errors import AWAY_S, SettingsError, StoreUnavailable
 from gateway.store.worker import CooperativeWorker
 
 DRIVER_ERRORS = (peewee.PeeweeException, sqlite3.Error, psycopg.Error)
@@ -193,7 +193,7 @@ class Engine(ABC):
             return conflict
         if not isinstance(error, (*DRIVER_ERRORS, CannotOpen, TransactionLost)):
             return error
-        unavailable = StoreUnavailable("The database did not answer.", retry_after_s=1.0)
+        unavailable = StoreUnavailable("The database did not answer.", retry_after_s=AWAY_S)
         unavailable.__cause__ = error
         return unavailable
 

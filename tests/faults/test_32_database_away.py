@@ -59,8 +59,7 @@ def test_a_database_that_is_away_loses_no_entry(tmp_path: Path, provider: Provid
     quick = f"/healthz in {health_s * 1000:.0f} ms, back after {back_s:.1f} s"
     measured(32, f"{policy}, {workers} worker(s): a stream ended {stream_s:.1f} s after the crash, {quick}; {len(audit.differences)} differences")
     assert body.endswith(DONE)
-    assert (free.status, paid.status) == (200 if policy == "serve" else 503, 503)
-    assert paid.headers["retry-after"] in ("1", "2")  # 1 from a worker that has not seen the key yet, and cannot look it up
+    assert (free.status, paid.status, paid.headers["retry-after"]) == (200 if policy == "serve" else 503, 503, "2")
     assert health == 200
     assert [entry.ending for entry in entries].count("complete") == (5 if policy == "serve" else 4)
     assert len({entry.exchange for entry in entries}) == len(entries)

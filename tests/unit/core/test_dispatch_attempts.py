@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 
-from gateway.backend import Call, Deadlines, Reply, Target
+from gateway.backend import Call, Deadlines, Proxy, Reply, Secret, Target
+from gateway.core.pool import Rest
 from gateway.errors import Cancelled, RateLimited, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from gateway.state.base import Limit
+from gateway.store.pools import Pool
 from tests.factories import JSON, Chunks, StillClient, call, exchange, principal, reply, sent
 from tests.unit.core.stages import OK, Attempts, refused, served
 
@@ -160,3 +163,37 @@ def test_model_that_keeps_its_name_keeps_its_bytes() -> None:
     raw = b'{"model":"\\u006d","messages":[]}'
     Attempts().send(first, made=call(raw))
     assert sent(backend.calls[0].body) == raw
+
+
+@pytest.mark.parametrize(("proxy", "asked"), [(None, []), ("http://other:1", ["b"])], ids=["the same way", "another proxy"])
+def test_unreachable_upstream_is_tried_again_only_on_another_way(proxy: str | None, asked: list[str]) -> None:
+    pool = Pool(1, "p")
+    first, _ = served("d", UpstreamUnreachable("no"), pool=pool, credential="a", credential_subject="credential:1-9.1")
+    way = None if proxy is None else Proxy.parse(proxy)
+    second, backend = served("d", pool=pool, credential="b", credential_subject="credential:2-9.1", proxy=way, weight=0)
+    stage = Attempts()
+    ex = stage.exchange()
+    if asked:
+        stage.dispatcher.send(ex, [first, second])
+    else:
+        with pytest.raises(UpstreamUnreachable):
+            stage.dispatcher.send(ex, [first, second])
+    assert len(backend.calls) == len(asked)
+
+
+def test_what_the_upstream_repeats_of_our_secrets_is_taken_out_of_its_words() -> None:
+    echo = UpstreamRefused(400, (("x-echo", "_puid=user-cookie"),), b'{"error":"sk-secret and user-cookie"}')
+    first, _ = served("a", echo, extras={"puid": Secret("user-cookie")})
+    answer, _ = Attempts().send(first)
+    assert answer.head == b'{"error":"[redacted] and [redacted]"}'
+    assert dict(answer.reply.headers)["x-echo"] == "_puid=[redacted]"
+
+
+def test_credentials_at_the_operators_own_limits_are_a_429_with_the_smallest_wait() -> None:
+    stage = Attempts()
+    waits = iter((30.0, 7.0))
+    stage.pool._take = lambda exchange, deployment, attempt: Rest("concurrency", stage.clock.now + next(waits))
+    limited = [served(name, limit=Limit(name, concurrency=1))[0] for name in "ab"]
+    with pytest.raises(RateLimited) as caught:
+        stage.send(*limited)
+    assert caught.value.retry_after_s == pytest.approx(7)

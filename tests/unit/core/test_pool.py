@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.backend import Proxy
 from gateway.core.blame import LONG_S, SHORT_S
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.pool import WINDOW_S, Lease, Rest
@@ -405,6 +406,18 @@ def test_behind_a_pool_an_upstreams_failures_rest_the_credential_that_was_called
         stage.fail(one, refused(500))
     assert stage.rest(one) == ("failing", FIRST_S)
     assert stage.rest(other) is None
+
+
+def test_where_credentials_have_proxies_of_their_own_what_is_out_of_reach_is_one_way() -> None:
+    def through(number: int, proxy: str | None) -> Candidate:
+        return candidate("a", pool=SHARED, credential_subject=f"credential:{number}-9.1", proxy=None if proxy is None else Proxy.parse(proxy))
+
+    stage, one = Stage(), through(1, "http://u:password@p:1")
+    stage.fail(one, UpstreamUnreachable("no"))
+    assert stage.rest(one) == stage.rest(through(2, "http://u:password@p:1")) == ("unreachable", FIRST_S)
+    assert stage.rest(through(3, "http://p:2")) is None
+    assert stage.rest(through(4, None)) is None
+    assert "password" not in str(stage.told) + str(stage.conditions.current())
 
 
 def test_the_last_fit_credential_is_not_rested_on_a_guess_by_a_calls_further_attempts() -> None:

@@ -14,7 +14,7 @@ from gateway.secrets import Secrets
 from gateway.settings import Settings
 from gateway.store import pools
 from gateway.store.database import Database
-from gateway.store.pools import Credential
+from gateway.store.pools import Credential, extras_place
 from tests.unit.operations.test_import_formats import jwt
 from tests.unit.operations.times import AT
 
@@ -109,3 +109,21 @@ def test_pool_is_not_replaced_by_what_is_wrong(database: Database, secrets: Secr
         with pytest.raises(BadRequest):
             chatgpt_to_api.replace_tokens(database, secrets, settings, document, AT)
     assert [item.hint for item in members(database)] == [jwt(1)[-4:]]
+
+
+def test_neither_a_new_cookie_nor_the_same_tokens_again_cost_a_refresh_token(database: Database, secrets: Secrets, settings: Settings) -> None:
+    chatgpt_to_api.replace_tokens(database, secrets, settings, [{"token": jwt(1), "puid": "first"}], AT)
+    (label,) = [item.label for item in members(database)]
+    credentials.set_extra(database, secrets.vault, label, "refresh_token", Secret("refresh-me"))
+
+    def extras() -> object:
+        (item,) = members(database)
+        assert item.extras is not None
+        return json.loads(secrets.vault.open(item.extras, extras_place(item.id)))
+
+    chatgpt_to_api.set_puid(database, secrets, Secret("second"))
+    assert extras() == {"puid": "second", "refresh_token": "refresh-me"}
+    chatgpt_to_api.replace_tokens(database, secrets, settings, [{"token": jwt(1), "puid": "third"}], AT)
+    assert extras() == {"puid": "third", "refresh_token": "refresh-me"}
+    chatgpt_to_api.replace_tokens(database, secrets, settings, [jwt(1)], AT)
+    assert extras() == {"refresh_token": "refresh-me"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.backend import Secret
+from gateway.core import upstream_secrets
 from gateway.errors import BadRequest
 from gateway.operations import credentials, import_formats, imports
 from gateway.operations.catalog import Wishes, create_deployment
@@ -66,7 +67,7 @@ def test_credentials_without_a_fingerprint_are_recognised(database: Database, se
 
 def test_labels_come_from_a_tokens_address_and_expiry_from_its_end(database: Database, secrets: Secrets) -> None:
     end = AT // 1000 + 60
-    run(database, secrets, [jwt(1, email="ann@example.com", exp=end), jwt(2, **{imports.PROFILE: {"email": "bob@example.com"}})])
+    run(database, secrets, [jwt(1, email="ann@example.com", exp=end), jwt(2, **{upstream_secrets.PROFILE: {"email": "bob@example.com"}})])
     first, second = stored(database)
     assert (first.label, first.expires_at) == ("ann-example.com", end * 1000)
     assert (second.label, second.expires_at) == ("bob-example.com", None)
