@@ -146,8 +146,10 @@ class Metrics:
     def _states(self) -> None:
         self.open = self._gauge("gateway_open_exchanges", "Calls under way.", "livesum")
         self.waiting = self._gauge("gateway_waiting_calls", "Calls that wait for their turn at a busy model.", "livesum")
-        self._resting = self._gauge("gateway_deployments_resting", "Workers in which this deployment rests.", "livesum", "deployment", "reason")
-        self._quarantined = self._gauge("gateway_credentials_quarantined", "Credentials out of use until their secret is replaced.", "livemax")
+        self._resting = self._gauge(
+            "gateway_deployments_resting", "Workers that see this deployment, or a credential of its pool, rest.", "livesum", "deployment", "reason"
+        )
+        self._quarantined = self._gauge("gateway_credentials_quarantined", "Credentials out of use until they are cleared, or get another secret.", "livemax")
         self._database_up = self._gauge("gateway_database_up", "1 where every worker's last read of the database succeeded.", "livemin")
         self._generation = self._gauge("gateway_catalog_generation", "The catalog that the most backward worker serves.", "livemin")
         self._confirmed = self._gauge("gateway_catalog_confirmed_timestamp_seconds", "When the catalog was last known to be the newest.", "livemin")

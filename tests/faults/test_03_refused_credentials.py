@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from gateway.operations import conditions
+from gateway.store.database import Database
 from tests.fakes.answers import Answer, Status, Step
 from tests.fakes.gateway import RunningGateway
+from tests.fakes.postgres import Postgres
 from tests.fakes.provider import Provider
 from tests.faults.calls import CHAT
 from tests.faults.conftest import Measured
@@ -81,6 +83,42 @@ def test_03_what_one_model_is_refused_stays_with_that_model(tmp_path: Path) -> N
         assert gateway.post(CHAT, refused).status == 503
         assert gateway.post(CHAT, BODY).status == 200
         assert {each.model for each in gateway.transitions("sk-a")} == {"forbidden-one"}
+
+
+class OtherHost(RunningGateway):
+    """Another host of the same deployment: a run directory of its own, the same database and secrets."""
+
+    def __init__(self, directory: Path, first: RunningGateway) -> None:
+        super().__init__(directory, {"GATEWAY_SECRETS_DIR": str(first.directory / "data-secrets")}, first.database_url)
+        self._first = first
+
+    def prepare(self) -> None:
+        self.database, self.secrets, self.key = Database(self._first.database_url or ""), self._first.secrets, self._first.key
+
+
+def leaves_alone_s(gateway: RunningGateway, since: float) -> float:
+    """Seconds until a call that would have gone there says that it did not."""
+    while 'excluded="m:quarantined"' not in gateway.post(CHAT, BODY).headers["x-gateway-receipt"]:
+        assert time.monotonic() - since < 20
+        time.sleep(0.02)
+    return time.monotonic() - since
+
+
+def test_03_what_an_operator_quarantines_every_host_leaves_alone(tmp_path: Path, postgres: Postgres, measured: Measured) -> None:
+    with Provider() as provider, RunningGateway(tmp_path / "first", database_url=postgres.emptied("hosts")) as first:
+        first.deploy_pool("m", provider.url, "sk-a", "sk-b")
+        first.wait_catalog()
+        with OtherHost(tmp_path / "second", first) as second:
+            first.database.bind()
+            conditions.quarantine(first.database, "sk-a", "leaked", time.time_ns() // 1_000_000)
+            begun = time.monotonic()
+            seconds = [leaves_alone_s(gateway, begun) for gateway in (second, first)]
+            first.database.bind()
+            conditions.clear(first.database, "sk-a", time.time_ns() // 1_000_000)
+            while 'excluded="' in second.post(CHAT, BODY).headers["x-gateway-receipt"]:
+                time.sleep(0.02)
+    measured(3, f"an operator's quarantine, two hosts over PostgreSQL: {seconds[0]:.2f} and {seconds[1]:.2f} s until neither asks it (2)")
+    assert max(seconds) < 6
 
 
 def test_03_an_operator_clears_a_quarantine_and_running_workers_follow(tmp_path: Path) -> None:
