@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask
 
@@ -137,7 +136,8 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
         return CallersUpstream(name, backend, backends.get(backend, options), base_url, settings.deadlines, settings.callers_proxy)
 
     web_root, auth0 = settings.chatgpt_base_url, settings.auth0_base_url
-    base, path = (web_root + "/backend-api", "/conversation") if settings.conversation_url is None else _split(settings.conversation_url)
+    place = web_place(settings)
+    base, path = place.base_url, place.options["conversation_path"]
     limit = {} if settings.continue_signal is not None else {"continue_limit": 0}
     interface = chatgpt.WebInterface(
         web,
@@ -154,12 +154,6 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
     yield imitate.blueprint(web, interface, upstream("imitate", "access_token", base, conversation_path=path, history=settings.history, **limit), web_sign_in)
     platform_sign_in = upstream("sign-in", SIGN_IN, settings.platform_base_url, auth0_url=auth0, platform=True)
     yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url), platform_sign_in)
-
-
-def _split(url: str) -> tuple[str, str]:
-    """A URL's origin and its path."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}", parts.path or "/"
 
 
 def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstream, CallersUpstream]:
