@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hmac
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,9 @@ from dotenv import dotenv_values
 
 from gateway.backend import Deadlines, Network, Proxy, Secret
 from gateway.errors import BadRequest, SettingsError
+
+PUBLIC_PASSWORD = b"TotallySecurePassword"
+"""What ADMIN_PASSWORD was in chatgpt-to-api where nobody set it."""
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -279,10 +283,23 @@ def _parse(values: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     return parsed
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this host reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if settings.secrets_path.is_relative_to(settings.data_dir.resolve()):
         problems.append("GATEWAY_SECRETS_DIR must not be inside GATEWAY_DATA_DIR: a copy of the data would carry the keys")
+    password = settings.admin_password
+    if password is not None and hmac.compare_digest(password.reveal().encode(), PUBLIC_PASSWORD) and not is_loopback(settings.host):
+        problems.append("ADMIN_PASSWORD is an older program's default, which everybody knows: choose another, or listen on 127.0.0.1 only")
     if settings.first_byte_s > settings.total_s:
         problems.append("GATEWAY_FIRST_BYTE_S must not be above GATEWAY_TOTAL_S")
     return problems

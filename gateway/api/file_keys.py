@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 
 from gateway.api import PREFIXES
 from gateway.backend import Secret
 from gateway.errors import SwitchedOff, Unauthenticated
 from gateway.operations.token_files import ApiKeysFile
-from gateway.settings import Settings
+from gateway.settings import Settings, is_loopback
 
 OWN_KEY = "Bearer gw_"
 OWN_TOKEN = "Bearer eyJhbGciOiJSUzI1NiI"  # noqa: S105  the base64 of a header that says RS256
@@ -33,7 +32,7 @@ class FileKeys:
 
     def __init__(self, settings: Settings) -> None:
         self._file = ApiKeysFile(settings.data_dir.resolve())
-        self._open = settings.chatgpt_to_api_open and _is_loopback(settings.host)
+        self._open = settings.chatgpt_to_api_open and is_loopback(settings.host)
 
     def place(self, environ: dict[str, Any]) -> None:
         """Lead a request to the family's prefix where the family answers it."""
@@ -66,13 +65,4 @@ class FileKeys:
 
     def _is_open_to(self, environ: Mapping[str, Any]) -> bool:
         """Somebody else's request that a server on this host passed on is not of this host."""
-        return self._open and _is_loopback(environ.get("REMOTE_ADDR", "")) and not any(name in environ for name in _FORWARDED)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return self._open and is_loopback(environ.get("REMOTE_ADDR", "")) and not any(name in environ for name in _FORWARDED)

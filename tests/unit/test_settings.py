@@ -227,3 +227,14 @@ def test_proxy_of_callers_has_two_names_and_shows_no_password(tmp_path: Path) ->
         settings = Settings.load({name: "socks5://ann:hunter22@proxy:1080"}, tmp_path)
         assert settings.callers_proxy == Proxy("socks5", "proxy", 1080, "ann", "hunter22")
         assert "hunter22" not in repr(settings)
+
+
+def test_the_password_that_everybody_knows_is_for_this_host_alone(tmp_path: Path) -> None:
+    known = {"ADMIN_PASSWORD": "TotallySecurePassword"}
+    for host in ("127.0.0.1", "::1", "localhost"):
+        Settings.load({**known, "GATEWAY_HOST": host}, tmp_path)
+    for host in ("0.0.0.0", "gateway.example", "10.0.0.1"):
+        with pytest.raises(SettingsError, match="ADMIN_PASSWORD is an older program's default") as refused:
+            Settings.load({**known, "GATEWAY_HOST": host}, tmp_path)
+        assert "TotallySecure" not in str(refused.value)
+    Settings.load({"ADMIN_PASSWORD": "another", "GATEWAY_HOST": "10.0.0.1"}, tmp_path)
