@@ -20,8 +20,10 @@ from typing import Any
 PLACE = Path(os.environ.get("INJECTED", os.devnull))
 ANSWER_TO_SETTLE_S = 0.3
 """How late the mutant settles that does so after the answer."""
-settling = False
-"""Whether the transaction under way books a call that ended well: there is one writer in a worker."""
+settling: set[str] = set()
+"""Exchanges of calls that ended well which the transaction under way books: there is one writer in a worker."""
+unlucky: set[str] = set()
+"""Those of them whose reply got lost. Works that shared the lost COMMIT are done again one by one: then it gets lost again."""
 again: set[str] = set()
 """Exchanges that the housekeeping books: replays, and what others left."""
 
@@ -85,8 +87,7 @@ def store_ledger(module: ModuleType) -> None:
     def recorded(items: Any, seal: Any) -> Any:
         global settling
         results = record(items, seal)
-        ended = [item.entry for item in items if item.entry is not None and item.entry.ending == "complete"]
-        settling = any(entry.exchange not in again for entry in ended)
+        settling = {item.entry.exchange for item in items if item.entry is not None and item.entry.ending == "complete"} - again
         return results
 
     def execute(database: Any, sql: str, rows: Any) -> None:
@@ -105,13 +106,14 @@ def store_engine(module: ModuleType) -> None:
 
     def committed(self: Any) -> None:
         global settling
-        settles, settling = settling, False
+        settles, settling = settling, set[str]()
         if settles:
             point("before_commit")
         commit(self)
         if settles:
             point("after_commit")
-            if taken("reply_lost"):
+            if taken("reply_lost") or settles & unlucky:
+                unlucky.update(settles)
                 if self.shared:
                     self.peewee.connection().close()
                 raise module.peewee.OperationalError("the reply of this COMMIT got lost")
