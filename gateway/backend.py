@@ -194,7 +194,8 @@ class Proxy:
 class Target:
     """Where an attempt goes, and through which proxy. `model` is the upstream's name; the call's body already carries it.
 
-    `extras`: what the operator keeps beside the secret and some upstreams want with it, such as a cookie.
+    `extras`: what the operator keeps beside the secret and some upstreams want with it, such as a cookie. `credential`: what the gateway calls
+    the credential, which another secret does not change; empty where there is none.
     """
 
     base_url: str
@@ -203,6 +204,7 @@ class Target:
     deadlines: Deadlines
     proxy: Proxy | None = None
     extras: Mapping[str, Secret] = field(default_factory=dict, hash=False)
+    credential: str = ""
 
 
 @dataclass(slots=True)

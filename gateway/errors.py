@@ -201,6 +201,22 @@ class UpstreamInterrupted(UpstreamError):
     code = "upstream_interrupted"
 
 
+class AgentLost(UpstreamError):
+    """The agent's connection was lost, or could not be reached: nobody's failure, and it may be back in a moment."""
+
+    code = "agent_lost"
+    blame = Blame.NOBODY
+
+
+class AgentFailed(UpstreamError):
+    """An agent said, or showed, that it cannot answer. `cause` is one of docs/agents.md; `detail`: what it had sent, where an old client is to see it."""
+
+    def __init__(self, message: str, *, cause: str, detail: object = None) -> None:
+        super().__init__(message, code=f"agent_{cause}")
+        self.cause, self.detail = cause, detail
+        self.blame = Blame.NOBODY if cause in ("busy", "ping_failed", "unknown_request") else Blame.DEPLOYMENT
+
+
 INVALID_KEY_CODES = frozenset({"invalid_api_key", "account_deactivated", "incorrect_api_key_provided"})
 """The codes by which OpenAI and its imitators say, with a 401, that the key itself is bad."""
 

@@ -20,7 +20,12 @@ _WORD: Mapping[str, str] = MappingProxyType({BACKENDS: "backend", POLICIES: "pol
 BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         BACKENDS: MappingProxyType(
-            {"echo": "backends.echo:Echo", "openai": "backends.openai:OpenAI", "access_token": "backends.access_token:AccessToken"},
+            {
+                "echo": "backends.echo:Echo",
+                "openai": "backends.openai:OpenAI",
+                "access_token": "backends.access_token:AccessToken",
+                "agent": "backends.agent:Agent",
+            },
         ),
         POLICIES: MappingProxyType(
             {

@@ -31,6 +31,8 @@ PATIENCE_S = 10.0
 CALLS_AT_ONCE = 16
 STREAM_ONLY = frozenset({"chatgpt_web"})
 """Dialects whose answers are streams, though no request asks for one."""
+WHOLE_ONLY = frozenset({"api_server"})
+"""Chats whose answers are never streams."""
 WEB_MESSAGE: Mapping[str, Any] = MappingProxyType(
     {"id": "c7f2a1de-51b0-4b3f-8a57-0d7c1f0f2b11", "author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Say hello to the contract."]}}
 )
@@ -58,6 +60,7 @@ class BackendContract:
         requests: dict[str, tuple[str, dict[str, Any]]] = {
             "openai_chat": ("/chat/completions", {"messages": [{"role": "user", "content": "Say hello to the contract, \u00fc\U0001f600."}]}),
             "openai_completions": ("/completions", {"prompt": "Say hello to the contract, \u00fc\U0001f600."}),
+            "api_server": ("/ask", {"content": "Say hello to the contract, \u00fc\U0001f600."}),
             "openai_rest": ("/embeddings", {"input": "hello"}),
             "chatgpt_web": ("/conversation", {"action": "next", "messages": [dict(WEB_MESSAGE)], "parent_message_id": "0b0f1a52-0c5c-4f6e-9d0e-6a1d3f2f7a10"}),
         }
@@ -84,7 +87,7 @@ class BackendContract:
 
     def shapes(self) -> list[tuple[str, bool]]:
         """Every dialect of the backend, whole where it can be, and streamed where it is a chat."""
-        streamed, whole = CHAT_CODECS.keys() | STREAM_ONLY, CODECS.keys() - STREAM_ONLY
+        streamed, whole = (CHAT_CODECS.keys() | STREAM_ONLY) - WHOLE_ONLY, CODECS.keys() - STREAM_ONLY
         kinds = ((False, whole), (True, streamed))
         return [(dialect, stream) for dialect in sorted(self.backend_class.dialects) for stream, able in kinds if dialect in able]
 
@@ -221,7 +224,7 @@ class UpstreamContract(BackendContract, ABC):
 
     def streams(self) -> list[tuple[str, bool]]:
         """One shape of each dialect: streamed where that is possible."""
-        return [shape for shape in self.shapes() if shape[1] or shape[0] not in CHAT_CODECS]
+        return [shape for shape in self.shapes() if shape[1] or shape[0] not in CHAT_CODECS.keys() - WHOLE_ONLY]
 
     def fails(self, backend: Backend, target: Target, expected: type[Exception], **options: Any) -> list[Any]:
         """The errors of one call for each dialect."""

@@ -15,6 +15,7 @@ from gateway.backend import Backend, Deadlines, Proxy, Secret, Services, Target
 from gateway.concurrency import every
 from gateway.core.globs import is_glob, matches
 from gateway.errors import BadRequest, GatewayError, PluginError
+from gateway.frames import Frames, HostsAgents
 from gateway.secrets import SecretsError, Vault
 from gateway.state.base import Limit
 from gateway.store import catalog as store_catalog
@@ -68,7 +69,17 @@ class Deployment:
 
     def target(self, model: str) -> Target:
         """Where an attempt goes. `model` is the upstream's name."""
-        return Target(self.base_url, model, self.secret, self.deadlines, self.proxy, self.extras)
+        return Target(self.base_url, model, self.secret, self.deadlines, self.proxy, self.extras, self.credential_place)
+
+    @property
+    def credential_place(self) -> str:
+        """What its credential is called, whatever its secret is now; empty where it has none."""
+        return self.credential_subject.rpartition(".")[0] if self.credential is not None and self.owner == "database" else ""
+
+    @property
+    def hosted(self) -> bool:
+        """Whether its upstreams are agents, which connect in."""
+        return isinstance(self.backend, HostsAgents)
 
     def upstream_name(self, asked: str) -> str:
         return self.upstream_model or asked
@@ -144,10 +155,13 @@ class EnvironmentDeployment:
 
 
 class Backends:
-    """The backend instances of this worker: one for each backend and options, built when first named, kept until the end."""
+    """The backend instances of this worker: one for each backend and options, built when first named, kept until the end.
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    `frames`: the way to agents, for backends that host some.
+    """
+
+    def __init__(self, services: Services, frames: Frames | None = None) -> None:
+        self._services, self._frames = services, frames
         self._instances: dict[tuple[str, str], Backend] = {}
 
     def get(self, name: str, options: Mapping[str, Any]) -> Backend:
@@ -158,7 +172,10 @@ class Backends:
             if not issubclass(cls, Backend):
                 raise PluginError(f"'{name}' is not a Backend.")
             try:
-                self._instances[key] = cls(cls.Options(**options), self._services)
+                backend = cls(cls.Options(**options), self._services)
+                if self._frames is not None and isinstance(backend, HostsAgents):
+                    backend.attach(self._frames)
+                self._instances[key] = backend
             except Exception as error:  # a stranger's constructor: this deployment is out, the rest goes on
                 raise PluginError(f"The backend '{name}' refuses its options: {error}") from error
         return self._instances[key]

@@ -84,10 +84,14 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of every answer. `reason` in OpenAI's words: stop, length, tool_calls, content_filter."""
+    """The last event of every answer. `reason` in OpenAI's words: stop, length, tool_calls, content_filter.
+
+    `conversation`: with what an upstream that keeps conversations goes on with this one: "id" and "message_id".
+    """
 
     reason: str
     usage: Usage | None
+    conversation: Mapping[str, str] | None = None
 
 
 ChatEvent = TextDelta | ToolCallDelta | Finished
