@@ -20,7 +20,7 @@ from gateway.core.holds import Holds
 from gateway.core.ledger import Ledger
 from gateway.errors import GatewayError
 from gateway.presence import Presence
-from gateway.store import alerts, conditions, conversations, holds, idempotency
+from gateway.store import agents, alerts, conditions, conversations, holds, idempotency
 from gateway.store.database import Database
 from gateway.store.holds import OpenHold
 from gateway.store.journal import Journal
@@ -32,6 +32,7 @@ KEEP_HOLDS_MS = 7 * 86_400_000
 KEEP_ALERTS_MS = 90 * 86_400_000
 KEEP_TRANSITIONS_MS = 30 * 86_400_000
 KEEP_CONVERSATIONS_MS = 90 * 86_400_000
+KEEP_AGENTS_MS = 30 * 86_400_000
 FORGET_EVERY_S = 60.0
 FORGET_S = 0.25
 """How long a tick may forget; what is left then waits for the next one."""
@@ -130,6 +131,7 @@ class Housekeeping:
             partial(alerts.forget, now - KEEP_ALERTS_MS, REAP_AT_ONCE),
             partial(conditions.forget_transitions, now - KEEP_TRANSITIONS_MS, REAP_AT_ONCE),
             partial(conversations.forget_conversations, now - KEEP_CONVERSATIONS_MS, REAP_AT_ONCE),
+            partial(agents.forget_agents, now - KEEP_AGENTS_MS, REAP_AT_ONCE),
         ]
         while left:
             left = [forget for forget in left if self._database.write(forget) == REAP_AT_ONCE]

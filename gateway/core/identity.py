@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from gateway.backend import Network
-from gateway.core.globs import matches
+from gateway.core.globs import matches_any
 from gateway.errors import PermissionDenied, StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, looks_like_key
 from gateway.store.accounts import ApiKey, ensure_key, find_key, first_key_id
@@ -57,8 +57,7 @@ class Principal:
     limits: tuple[AccountLimits, ...] = ()
 
     def may_use(self, model: str) -> bool:
-        allowed = not self.models or any(matches(model, pattern) for pattern in self.models)
-        return allowed and not any(matches(model, pattern) for pattern in self.denied_models)
+        return (not self.models or matches_any(model, self.models)) and not matches_any(model, self.denied_models)
 
     def may_come_from(self, address: IPv4Address | IPv6Address | None) -> bool:
         """None is an address that cannot be told."""

@@ -76,11 +76,12 @@ def set_pool(database: Database, name: str, policy: str | None = None, affinity:
 
 
 def delete_pool(database: Database, name: str) -> Pool:
-    """Raises NotFound, and Conflict while it has credentials or deployments."""
+    """Raises NotFound, and Conflict while it has credentials, deployments or enrolments."""
 
     def delete() -> Pool:
         pool, rows = required_pool(name), catalog.load()
-        inside = [item.label for item in rows.credentials if item.pool_id == pool.id] + [row.name for row in rows.deployments if row.pool_id == pool.id]
+        inside = [item.label for item in rows.credentials if item.pool_id == pool.id]
+        inside += [row.name for row in rows.deployments if row.pool_id == pool.id] + [row.name for row in rows.enrolments if row.pool_id == pool.id]
         if inside:
             raise Conflict(f"the pool {name} is used by {', '.join(inside[:10])}; move or delete those first")
         pools.delete_pool(pool.id)

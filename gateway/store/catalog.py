@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 from gateway.dialects.events import BUCKETS
 from gateway.errors import NotFound
+from gateway.store.agents import Agent, Enrolment, list_agents, list_enrolments
 from gateway.store.generation import generation, raise_generation
 from gateway.store.models import DeploymentRow, ModelRow, PriceRow
 from gateway.store.pools import Credential, Pool, list_credentials, list_pools
@@ -145,7 +146,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class CatalogRows:
-    """One state of the configuration."""
+    """One state of the configuration. `agents`: what the credentials among the `credentials` announced that are agents."""
 
     generation: int
     models: tuple[Model, ...]
@@ -153,6 +154,8 @@ class CatalogRows:
     credentials: tuple[Credential, ...]
     prices: tuple[Price, ...]
     pools: tuple[Pool, ...] = ()
+    enrolments: tuple[Enrolment, ...] = ()
+    agents: tuple[Agent, ...] = ()
 
 
 def proxy_place(deployment_id: int) -> str:
@@ -163,7 +166,7 @@ def proxy_place(deployment_id: int) -> str:
 def load() -> CatalogRows:
     """In one `Database.read`, and so of one moment."""
     rows = (tuple(list_models()), tuple(list_deployments()), tuple(list_credentials()), tuple(list_prices()), tuple(list_pools()))
-    return CatalogRows(generation(), *rows)
+    return CatalogRows(generation(), *rows, enrolments=tuple(list_enrolments()), agents=tuple(list_agents()))
 
 
 def create_model(name: str, at: int, *, on_client_gone: str = "cancel") -> Model:

@@ -100,7 +100,8 @@ class ApiKeyRow(Row):
     """`models`: names or globs that the key may use, none for all; `denied_models`: those of them that it may not; null for none.
 
     `scopes`: what it may do, null for everything; `networks`: from where it may be used, null for anywhere; `batch`: the name of the keys
-    that were made together; `successor`: the key that a rotation put in its place.
+    that were made together; `successor`: the key that a rotation put in its place. `family`: of the API that it opens, null for the gateway's
+    own; `sealed`: the key itself, for a family that lists its keys.
     """
 
     id = AutoField()
@@ -118,6 +119,8 @@ class ApiKeyRow(Row):
     scopes = JsonField(null=True)
     networks = JsonField(null=True)
     batch = TextField(null=True, index=True)
+    family = TextField(null=True)
+    sealed = BlobField(null=True)
 
     class Meta:
         table_name = "api_key"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from peewee import AutoField, BigAutoField, BigIntegerField, BlobField, BooleanField, CompositeKey, ForeignKeyField, IntegerField, TextField
 
 from gateway.store.models import CONFIGURATION, Row
+from gateway.store.models_agents import AGENTS
 from gateway.store.models_alerts import ALERTS
 from gateway.store.models_pools import POOLS
 
@@ -196,4 +197,5 @@ MODELS: tuple[type[Row], ...] = (
     RedeemCodeRow,
     *ALERTS,
     *POOLS,
+    *AGENTS,
 )

@@ -11,6 +11,7 @@ from peewee import Expression, chunked
 from gateway.errors import NotFound
 from gateway.store.generation import raise_generation
 from gateway.store.models import CredentialRow, DeploymentRow, PoolRow, database
+from gateway.store.models_agents import AgentRow, EnrolmentRow
 from gateway.store.models_pools import FAILED, REFUSED, ConversationRow, RefreshRow
 from gateway.store.statements import executemany, locked
 
@@ -135,7 +136,7 @@ def set_pool(pool_id: int, policy: str | None, affinity: str | None) -> Pool:
 
 
 def delete_pool(pool_id: int) -> None:
-    """Raises NotFound, or Conflict while it has credentials or deployments."""
+    """Raises NotFound, or Conflict while it has credentials, deployments or enrolments."""
     if not PoolRow.delete().where(PoolRow.id == pool_id).execute():
         raise NotFound(f"There is no pool {pool_id}.")
     raise_generation()
@@ -187,7 +188,7 @@ def set_credential(credential_id: int, **changed: Unpack[CredentialFields]) -> C
 
 
 def move_credential(credential_id: int, pool: str) -> Credential:
-    """Into another pool, created where it does not exist; a pool that is left empty, and that no deployment names, goes. Raises NotFound."""
+    """Into another pool, created where it does not exist; a pool that is left empty, and that nothing names, goes. Raises NotFound."""
     left = _existing(credential_id).pool_id
     place = _place(pool)
     _apply(CredentialRow.update(pool=place.id).where(CredentialRow.id == credential_id).execute(), credential_id)
@@ -212,6 +213,11 @@ def find_credential(label: str) -> Credential | None:
     return found[0] if found else None
 
 
+def find_credential_by_id(credential_id: int) -> Credential:
+    """Raises NotFound."""
+    return _existing(credential_id)
+
+
 def locked_credential(credential_id: int) -> Credential | None:
     """Nobody changes it until the transaction ends."""
     found = locked(database, "SELECT id FROM credential WHERE id = ?", (credential_id,))
@@ -230,17 +236,17 @@ def set_credential_disabled(credential_id: int, at: int | None) -> Credential:
 
 
 def delete_credential(credential_id: int) -> None:
-    """A pool that is left empty, and that no deployment names, goes with it. Raises NotFound, or Conflict while a deployment uses it."""
+    """A pool that is left empty, and that nothing names, goes with it. Raises NotFound, or Conflict while a deployment uses it."""
     pool_id = _existing(credential_id).pool_id
     delete_credentials([credential_id])
     _tidy(pool_id)
 
 
 def delete_credentials(credential_ids: Sequence[int]) -> None:
-    """And what was kept of them: their conversations are bound to nobody. Their pools stay. Raises Conflict while a deployment uses one."""
+    """And what was kept of them: their conversations are bound to nobody, agents forgotten. Their pools stay. Raises Conflict while a deployment uses one."""
     for some in chunked(credential_ids, CHUNK):
         ids = list(some)
-        for kept in (RefreshRow, ConversationRow):  # SQLite may give an id to another
+        for kept in (RefreshRow, ConversationRow, AgentRow):  # SQLite may give an id to another
             kept.delete().where(kept.credential.in_(ids)).execute()
         CredentialRow.delete().where(CredentialRow.id.in_(ids)).execute()
     raise_generation()
@@ -251,8 +257,7 @@ def _place(name: str) -> PoolRow:
 
 
 def _tidy(pool_id: int) -> None:
-    used = CredentialRow.select().where(CredentialRow.pool == pool_id).exists() or DeploymentRow.select().where(DeploymentRow.pool == pool_id).exists()
-    if not used:
+    if not any(table.select().where(table.pool == pool_id).exists() for table in (CredentialRow, DeploymentRow, EnrolmentRow)):
         PoolRow.delete().where(PoolRow.id == pool_id).execute()
 
 

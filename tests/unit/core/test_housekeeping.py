@@ -10,7 +10,8 @@ import pytest
 
 from gateway.core.housekeeping import REAP_AT_ONCE, Housekeeping
 from gateway.presence import Presence
-from gateway.store import budgets, holds, ledger
+from gateway.store import agents, budgets, holds, ledger, pools
+from gateway.store.agents import Announced
 from gateway.store.database import Database
 from gateway.store.holds import Closing, Period, Wanted
 from gateway.store.ledger import Booking, Entry
@@ -126,3 +127,16 @@ def test_forgetting_holds_up_no_tick_and_goes_on_at_the_next(stage: Stage, monke
         stage.housekeeping.tick()
         left.append(hold_count(stage.database))
     assert left == [REAP_AT_ONCE + 1, 1, 0]
+
+
+def test_agents_that_nobody_saw_for_thirty_days_are_forgotten(stage: Stage) -> None:
+    def create() -> None:
+        pool = pools.create_pool("agents")
+        enrolment = agents.create_enrolment("laptop", "h", pool.id, ["m"], 1, shown=("", ""))
+        for name, days in (("old", 31), ("new", 29)):
+            agents.ensure_agent(enrolment, Announced(name, ("m",), 2, "", 1), now_ms() - days * 86_400_000, lambda number: b"sealed")
+
+    stage.database.write(create)
+    stage.housekeeping.tick()
+    assert [agent.announced.name for agent in stage.database.read(agents.list_agents)] == ["new"]
+    assert len(stage.database.read(pools.list_credentials)) == 1

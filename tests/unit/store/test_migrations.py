@@ -50,7 +50,7 @@ Database(sys.argv[1]).migrate()
 def test_migrations_are_applied_once(sqlite_url: str, opened: Opener) -> None:
     database = opened(sqlite_url, migrate=False)
 
-    assert database.migrate() == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools"]
+    assert database.migrate() == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools", "0007_agents"]
     assert database.migrate() == []
     assert database.pending() == []
 
@@ -63,6 +63,7 @@ def test_an_empty_server_database_has_everything_pending(postgres_url: str, open
         "0004_alerts",
         "0005_lean_hold_lines",
         "0006_pools",
+        "0007_agents",
     ]
 
 
@@ -78,7 +79,12 @@ def test_processes_that_start_together_apply_each_migration_once(url: str, opene
         runner.stdin.flush()
     answers = sorted(runner.communicate(timeout=30)[0].strip() for runner in runners)
 
-    assert answers == ["['0001_initial', '0002_deployment_proxy', '0003_money', '0004_alerts', '0005_lean_hold_lines', '0006_pools']", "[]", "[]", "[]"]
+    assert answers == [
+        "['0001_initial', '0002_deployment_proxy', '0003_money', '0004_alerts', '0005_lean_hold_lines', '0006_pools', '0007_agents']",
+        "[]",
+        "[]",
+        "[]",
+    ]
     assert opened(url, migrate=False).pending() == []
 
 
@@ -156,7 +162,7 @@ def test_a_failing_migration_leaves_nothing_half_done(url: str, opened: Opener) 
 
     with pytest.raises(CannotOpen, match=r"^cannot migrate the database .*already exists$"):
         database.migrate()
-    assert database.pending() == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools"]
+    assert database.pending() == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools", "0007_agents"]
     assert database.read(lambda: GenerationRow.select().count()) == 1
 
 

@@ -48,7 +48,7 @@ def test_a_patched_process_writes_reads_and_never_stalls_its_hub(url: str) -> No
             time.sleep(1.0)
         report = json.loads(program.communicate(timeout=30)[0])
 
-    assert report["applied"] == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools"]
+    assert report["applied"] == ["0001_initial", "0002_deployment_proxy", "0003_money", "0004_alerts", "0005_lean_hold_lines", "0006_pools", "0007_agents"]
     assert (report["ran"], report["total"], report["seen_meanwhile"]) == (200, 401, 400)
     assert report["runs"] < 200  # some were committed together
     assert report["calm_s"] < 0.5
