@@ -1,7 +1,8 @@
 """The gunicorn worker: gevent's, with answers of our own. gunicorn parses the requests; what is written here is what follows.
 
 It sends an answer's head together with its first block, gives slow readers a deadline, tells requests that cannot be parsed
-so in JSON, refuses a request without Host, and closes idle connections when it drains. gunicorn.conf.py names it.
+so in JSON, refuses a request without Host, closes idle connections when it drains, and hands a websocket's connection to its view.
+gunicorn.conf.py names it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -53,7 +54,7 @@ _BAD_REQUEST = (400, "Bad Request", "The request is not HTTP as it should be.")
 class Response:
     """One answer on its way out. `start_response` is the application's; raises ValueError for a header that cannot be sent."""
 
-    __slots__ = ("_body_allowed", "_chunked", "_head", "_left", "_method", "_send_s", "_sock", "_version", "must_close", "sent")
+    __slots__ = ("_body_allowed", "_chunked", "_head", "_left", "_method", "_send_s", "_sock", "_version", "must_close", "sent", "taken")
 
     def __init__(self, asked: Asked, sock: socket.socket, send_s: float = SEND_S) -> None:
         # Not the request itself: its environ holds `force_close`, and a cycle would keep every body until the collector comes by.
@@ -62,7 +63,12 @@ class Response:
         self._chunked, self._body_allowed = False, True
         self._left: int | None = None
         self.must_close = asked.closes
-        self.sent = False
+        self.sent = self.taken = False
+
+    def take_over(self, unread: Callable[[], bytes]) -> bytes:
+        """The connection is the application's now: nothing is written here, and it ends when the application returns. What was read past the request."""
+        self.taken = self.sent = self.must_close = True
+        return unread()
 
     def force_close(self) -> None:
         self.must_close = True
@@ -196,6 +202,8 @@ class Worker(DrainingWorker):
             client.settimeout(self.send_s)
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             client.settimeout(None)
+        if "HTTP_UPGRADE" in asked.environ:
+            asked.environ["gateway.take_over"] = partial(response.take_over, parser.unreader.take_buffered)
         try:
             self._answer(asked.environ, response)
         except OSError:
@@ -230,9 +238,10 @@ class Worker(DrainingWorker):
     def _answer(self, environ: dict[str, Any], response: Response) -> None:
         blocks: Iterable[bytes] = self.wsgi(environ, response.start_response)
         try:
-            for block in blocks:
-                response.write(block)
-            response.end()
+            if not response.taken:
+                for block in blocks:
+                    response.write(block)
+                response.end()
         finally:
             close = getattr(blocks, "close", None)
             if close is not None:
