@@ -166,7 +166,7 @@ def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstr
 
 def _known_secrets(settings: Settings) -> list[str]:
     known = [settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token]
-    known += [settings.admin_password, settings.puid, settings.official_api_key]
+    known += [settings.admin_password, settings.puid, settings.official_api_key, settings.admin_key]
     proxies = (settings.callers_proxy, usable_proxy(settings))
     return [secret.reveal() for secret in known if secret is not None] + [proxy.password for proxy in proxies if proxy is not None and proxy.password]
 

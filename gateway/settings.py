@@ -103,6 +103,17 @@ def _proxies(text: str) -> tuple[Network, ...]:
     return () if text.lower() == "none" else _networks(text)
 
 
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:*\[\]_-]+", re.ASCII)
+ORIGINS = "https://chat.openai.com,https://chatgpt.com,moz-extension://*,chrome-extension://*"
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = () if text.lower() == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("must be origins such as https://chatgpt.com,moz-extension://*, separated by commas, without a path; * for any, or none")
+    return origins
+
+
 def _token(text: str) -> Secret:
     if len(text) < 16:
         raise ValueError("must have at least 16 characters")
@@ -169,6 +180,10 @@ class Settings:
     http_proxy: Secret | None = _setting("http_proxy", None, Secret)  # looked at where it is used: most who have it set have it for other programs
     history: bool = _setting("ENABLE_HISTORY", True, _yes_or_no)
     chatgpt_to_api_open: bool = _setting("CHATGPT_TO_API_OPEN", False, _yes_or_no)
+    admin_key: Secret | None = _setting("GATEWAY_ADMIN_KEY", None, Secret)
+    agent_list_tokens: bool = _setting("AGENT_LIST_TOKENS", True, _yes_or_no)
+    agent_open: bool = _setting("AGENT_OPEN", False, _yes_or_no)
+    agent_origins: tuple[str, ...] = _setting("AGENT_ORIGINS", _origins(ORIGINS), _origins)
 
     warnings: tuple[str, ...] = ()
 
@@ -196,6 +211,11 @@ class Settings:
         if problems:
             raise SettingsError(problems)
         return settings
+
+    @staticmethod
+    def environment(**instead: str) -> dict[str, str]:
+        """The process's, with these in the place of its own: for `load`, and for the program that takes this one's place."""
+        return {**os.environ, **instead}
 
     @property
     def deadlines(self) -> Deadlines:

@@ -236,6 +236,7 @@ def key_document(item: ApiKey, at: int) -> dict[str, Any]:
         "scopes": None if item.scopes is None else list(item.scopes),
         "networks": list(item.networks),
         "batch": item.batch,
+        "family": item.family,
         "created_at": item.created_at,
         "expires_at": item.expires_at,
         "revoked_at": item.revoked_at,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -25,13 +28,25 @@ from gateway.operations.doctor_url import Site, look_at_url
 from gateway.operations.findings import Verdict
 from gateway.operations.keys import MintedKey
 from gateway.operations.server import Prepared
-from gateway.settings import Settings
+from gateway.settings import Settings, is_loopback
+
+_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*::[0-9A-Fa-f:.]*)(?::[0-9]*)?")
+USAGE = "Usage: gateway serve [PORT ADMIN_KEY] [-listen ADDRESS]"
 
 
-@click.command()
-def serve() -> None:
-    """Start the server. Prepares what is missing: database, secrets, at the first start a user and a key."""
-    settings = Settings.load()
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PORT ADMIN_KEY] [-listen ADDRESS]")
+def serve(words: tuple[str, ...]) -> None:
+    """Start the server. Prepares what is missing: database, secrets, at the first start a user and a key.
+
+    PORT and ADMIN_KEY are ChatGPT-API-server's: for this run, in the place of GATEWAY_PORT and GATEWAY_ADMIN_KEY. ADDRESS: of GATEWAY_HOST.
+    """
+    given = of_old_words(words)
+    if given is None:
+        click.echo(USAGE)
+        return
+    environment = Settings.environment(**given)
+    settings = Settings.load(environment)
     for text in settings.warnings:
         complain(f"warning: {text}")
     command = server.server_command()
@@ -53,13 +68,40 @@ def serve() -> None:
     for line in (*_prepared_lines(prepared), *_welcome(settings, first, user, model)):
         click.echo(line)
     sys.stdout.flush()
-    os.execv(command[0], command)  # noqa: S606  no shell is wanted: the server takes this process's place
+    os.execve(command[0], command, environment)  # noqa: S606  no shell is wanted: the server takes this process's place
+
+
+def of_old_words(words: Sequence[str]) -> dict[str, str] | None:
+    """The settings that ChatGPT-API-server's arguments stand for; None for a port without an admin key. What comes after them is ignored, as it was.
+
+    Raises click.UsageError, which repeats no word: the key may stand in any place.
+    """
+    leading = len(list(itertools.takewhile(lambda word: not word.startswith("-"), words)))
+    given = dict(zip(("GATEWAY_PORT", "GATEWAY_ADMIN_KEY"), words[:leading], strict=False))
+    if leading == 1:
+        return None
+    if words and not leading and not words[0].lstrip("-").startswith("listen"):
+        raise click.UsageError("there is no such option")
+    host = _listen(words[leading:])
+    if given and not (words[0].isascii() and words[0].isdigit()):
+        raise click.UsageError("the port must be a whole number from 1 to 65535")
+    return given | ({"GATEWAY_HOST": host} if host else {})
+
+
+def _listen(words: Sequence[str]) -> str:
+    """The host that follows -listen, with one hyphen or two, after a space or an equals sign; empty where none does."""
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        name, sign, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == "listen":
+            found = _HOST.fullmatch(value if sign else following)
+            return found[1] if found else ""
+    return ""
 
 
 def _welcome(settings: Settings, first: MintedKey | None, user: str, model: str) -> list[str]:
     host = server.reachable_host(settings.host)
     base = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-    lines = ["", f"Chat Gateway {__version__} on {base}", ""]
+    lines = ["", f"Chat Gateway {__version__} on {base}{_reach(settings.host)}", ""]
     if first is not None:
         lines += [f"Your first API key, of the user {user}. It is shown only this once:", "", f"    {first.secret.reveal()}", ""]
     lines += ["Ask it something, in another terminal:", "", f"    {_request(base, model, first.secret if first else None)}", ""]
@@ -69,6 +111,13 @@ def _welcome(settings: Settings, first: MintedKey | None, user: str, model: str)
         lines += [f"There $GATEWAY_KEY is one of your API keys. For another: {program()} key create --user {user}"]
     lines += [f"For an OpenAI SDK: base_url {base}/v1. Check this installation: {program()} doctor. To stop: Ctrl-C", ""]
     return lines
+
+
+def _reach(host: str) -> str:
+    """Who reaches the server beside this host."""
+    if is_loopback(host):
+        return ", for this host only (GATEWAY_HOST)"
+    return f", listening on every address ({host})" if host in ("0.0.0.0", "::") else ""  # noqa: S104  nothing is bound here
 
 
 def _request(base: str, model: str, secret: Secret | None) -> str:

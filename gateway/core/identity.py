@@ -23,13 +23,16 @@ SCOPES = (INFERENCE, USAGE_READ, REDEEM)
 """What a key may be restricted to: calls of models; reading what became of them; redeeming codes. A route declares which it takes."""
 CALLER = "caller-token"
 """The user, and the label of its one key, to whom calls are booked that bring an upstream token of their own."""
+API_SERVER = "api-server"
+"""The family whose keys are its own: tokens without our form, which stop working at the moment that they are deleted."""
+TOKEN_CHARACTERS = 128
 CACHE_S = 5.0
 CACHE_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What a client showed. `family` is the API family's name, `scheme` how it was shown ("bearer")."""
+    """What a client showed. `family` is the API family's name, `scheme` how it was shown ("bearer", or "raw": without a scheme)."""
 
     family: str
     scheme: str
@@ -110,11 +113,15 @@ class Identity:
         return len(self._known)
 
     def authenticate(self, presented: Presented) -> Principal:
-        """Raises Unauthenticated, or StoreUnavailable where the key is not in memory and the database does not answer."""
-        if presented.scheme != "bearer" or not looks_like_key(presented.value):
+        """A key of one family opens nothing in another.
+
+        Raises Unauthenticated, or StoreUnavailable where the key is not in memory and the database does not answer.
+        """
+        family = API_SERVER if presented.family == API_SERVER else None
+        if not _is_well_formed(presented):
             raise Unauthenticated(REFUSAL)
-        known = self._find(self._hasher.hash(presented.value))
-        if known is None or _state(known.key):
+        known = self._find(self._hasher.hash(presented.value), fresh=family is not None)
+        if known is None or known.key.family != family or _state(known.key):
             raise Unauthenticated(REFUSAL)
         return known.principal
 
@@ -145,10 +152,10 @@ class Identity:
             raise StoreUnavailable(f"The account '{name}' cannot be made. Try again.", retry_after_s=1.0)
         return found
 
-    def _find(self, digest: str) -> _Known | None:
+    def _find(self, digest: str, fresh: bool = False) -> _Known | None:
         generation, now = self._generation(), self._clock()
         known = self._known.get(digest)
-        if known is not None and known.until > now and known.generation == generation:
+        if not fresh and known is not None and known.until > now and known.generation == generation:
             return known
         try:
             found = self._database.read(lambda: _looked_up(digest))
@@ -165,6 +172,12 @@ class Identity:
         key, path = found
         known = self._known[digest] = _Known(now + CACHE_S, generation, key, principal_of(key, path))
         return known
+
+
+def _is_well_formed(presented: Presented) -> bool:
+    if presented.family == API_SERVER:
+        return presented.scheme == "raw" and 0 < len(presented.value) <= TOKEN_CHARACTERS
+    return presented.scheme == "bearer" and looks_like_key(presented.value)
 
 
 def _state(key: ApiKey) -> str:

@@ -106,6 +106,8 @@ def rotate_key(database: Database, hasher: KeyHasher, reference: str, at: int, *
         old = required_key(reference, at)
         if key_state(old, at) not in ("active", "user disabled"):
             raise BadRequest(f"key {old.id} is {key_state(old, at)}; make a new one with `gateway key create`")
+        if old.family is not None:
+            raise BadRequest(f"key {old.id} opens the {old.family} family only, which makes its keys itself")
         if old.successor_id is not None:
             raise BadRequest(f"key {old.id} was rotated before; key {old.successor_id} took its place")
         new = insert_key(secret, hasher, old.user_id, at, old.label, expires_at or old.expires_at, **_restrictions(old))

@@ -15,13 +15,13 @@ from pathlib import Path
 from gateway import plugins
 from gateway.backend import Secret
 from gateway.core.globs import is_glob
-from gateway.operations.chatgpt_to_api import take_over
+from gateway.operations import api_server, chatgpt_to_api
 from gateway.operations.keys import MintedKey, insert_key
 from gateway.operations.prices import completed
 from gateway.secrets import KeyHasher, Secrets, SecretsError, load_secrets, mint_key
 from gateway.settings import Settings
 from gateway.store import accounts, catalog, pools
-from gateway.store.accounts import ApiKey
+from gateway.store.accounts import ApiKey, User
 from gateway.store.database import Conflict, Database
 
 ECHO = "echo"
@@ -60,7 +60,8 @@ def prepare(settings: Settings, database: Database, at: int) -> Prepared:
         seeded = database.write(lambda: _seed(at))
     except Conflict:  # another process, at this very moment
         seeded = False
-    return Prepared(applied, secrets, seeded, take_over(settings, database, secrets, at))
+    notes = chatgpt_to_api.take_over(settings, database, secrets, at) + api_server.take_over(settings, database, secrets, at)
+    return Prepared(applied, secrets, seeded, notes)
 
 
 def _make_directory(path: Path, setting: str) -> None:
@@ -128,11 +129,11 @@ def _seed(at: int) -> bool:
 
 
 def first_key(database: Database, hasher: KeyHasher, at: int) -> MintedKey | None:
-    """At the first start a user and its key, both or neither; None where there is a user."""
+    """At the first start a user and its key, both or neither; None where there is a user, but for those that older programs had."""
     secret = mint_key()
 
     def create() -> ApiKey | None:
-        if accounts.list_users():
+        if _own_users():
             return None
         return insert_key(secret, hasher, accounts.create_user(FIRST_USER, at).id, at, FIRST_LABEL, None)
 
@@ -145,7 +146,14 @@ def first_key(database: Database, hasher: KeyHasher, at: int) -> MintedKey | Non
 
 def example_user(database: Database) -> str:
     """A user whom a printed command can name."""
-    return next((user.name for user in database.read(accounts.list_users)), FIRST_USER)
+    return next((user.name for user in database.read(_own_users)), FIRST_USER)
+
+
+def _own_users() -> list[User]:
+    """All but those who have keys of one family of the API only. For use inside a database work."""
+    keys = accounts.list_keys()
+    of_a_family = {key.user_id for key in keys if key.family is not None} - {key.user_id for key in keys if key.family is None}
+    return [user for user in accounts.list_users() if user.id not in of_a_family]
 
 
 def example_model(database: Database) -> str:

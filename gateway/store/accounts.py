@@ -58,7 +58,7 @@ class ApiKey:
     """A key in any state, without its hash: whoever asks judges the times. `models` empty: all are allowed, but for `denied_models`.
 
     `scopes` None: every one. `networks` empty: it may be used from anywhere. `batch`: the keys that were made together.
-    `team_id` and `markup_ppm` are its user's team's.
+    `team_id` and `markup_ppm` are its user's team's. `family`: the family of the API that it opens; None for the gateway's own.
     """
 
     id: int
@@ -79,6 +79,7 @@ class ApiKey:
     scopes: tuple[str, ...] | None = None
     networks: tuple[str, ...] = ()
     batch: str | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,4 +330,5 @@ def _key(row: ApiKeyRow) -> ApiKey:
         scopes=None if row.scopes is None else tuple(row.scopes),
         networks=tuple(row.networks or ()),
         batch=row.batch,
+        family=row.family,
     )

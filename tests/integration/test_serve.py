@@ -37,11 +37,11 @@ def environment(port: int, **settings: str) -> dict[str, str]:
 class Serving:
     """`gateway serve` in a process of its own; `output` is what it has printed so far."""
 
-    def __init__(self, directory: Path, command: list[str], settings: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, command: list[str], settings: Mapping[str, str], words: tuple[str, ...]) -> None:
         self._log = directory / "serve.log"
-        self._port = int(settings["GATEWAY_PORT"])
+        self._port = int(words[0] if words else settings["GATEWAY_PORT"])
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen([*command, "serve"], cwd=directory, env=settings, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*command, "serve", *words], cwd=directory, env=settings, stdout=log, stderr=log)
 
     @property
     def output(self) -> str:
@@ -77,10 +77,10 @@ SOURCE = [sys.executable, "-m", "gateway.cli"]
 
 
 @contextlib.contextmanager
-def serving(directory: Path, command: list[str] | None = None, port: int | None = None, **settings: str) -> Iterator[Serving]:
-    """A server that is ready; from the source tree unless `command` says otherwise."""
+def serving(directory: Path, command: list[str] | None = None, port: int | None = None, words: tuple[str, ...] = (), **settings: str) -> Iterator[Serving]:
+    """A server that is ready; from the source tree unless `command` says otherwise. `words`: what follows `serve`, a port first."""
     source = {} if command else {"PYTHONPATH": str(ROOT)}
-    running = Serving(directory, command or SOURCE, environment(port or free_port(), **source, **settings))
+    running = Serving(directory, command or SOURCE, environment(port or free_port(), **source, **settings), words)
     try:
         running.wait()
         yield running
@@ -115,6 +115,24 @@ def test_every_address_is_shown_as_one_that_can_be_asked(tmp_path: Path) -> None
     with serving(tmp_path, GATEWAY_HOST="0.0.0.0") as server:
         assert "http://127.0.0.1:" in server.curl
         assert "[DONE]" in pasted(server.curl)
+
+
+def test_an_old_program_s_command_line_starts_it_and_its_key_is_told_nowhere(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_ADMIN_KEY=another\n")
+    words = (str(free_port()), "canary-of-the-admin", "-listen", "0.0.0.0", "and", "-more")
+    with serving(tmp_path, port=1, words=words, GATEWAY_LOG_LEVEL="debug") as server:
+        assert f"on http://127.0.0.1:{words[0]}, listening on every address (0.0.0.0)" in server.output
+        assert "[DONE]" in pasted(server.curl)
+        seen = Path(f"/proc/{server.process.pid}/environ").read_text().split("\0")
+        assert {"GATEWAY_ADMIN_KEY=canary-of-the-admin", f"GATEWAY_PORT={words[0]}", "GATEWAY_HOST=0.0.0.0"} <= set(seen)
+        assert "canary" not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
+        assert server.stop() == 0
+        assert "canary" not in server.output
+
+
+def test_without_an_address_it_listens_where_it_is_set_to_and_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path, words=(str(free_port()), "key")) as server:
+        assert ", for this host only (GATEWAY_HOST)" in server.output
 
 
 def test_starting_does_not_wait_for_an_upstream(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ BAD = {
     "GATEWAY_TRUSTED_PROXIES": ["nginx", "10.0.0.1/8"],
     "GATEWAY_DRAIN_S": ["1.5"],
     "GATEWAY_LOG_LEVEL": ["loud"],
+    "AGENT_ORIGINS": ["chatgpt.com", "https://chatgpt.com/page", "https://a b"],
+    "AGENT_OPEN": ["maybe"],
 }
 
 
@@ -192,6 +194,21 @@ def test_trusted_proxies_are_those_of_this_host_unless_others_or_none_are_named(
         return [str(network) for network in Settings.load({"GATEWAY_TRUSTED_PROXIES": text}, tmp_path).trusted_proxies]
 
     assert (found(""), found("10.0.0.7"), found("None")) == (["127.0.0.1/32", "::1/128"], ["10.0.0.7/32"], [])
+
+
+def test_origins_of_agents_are_a_list_that_may_be_empty(tmp_path: Path) -> None:
+    def found(text: str) -> tuple[str, ...]:
+        return Settings.load({"AGENT_ORIGINS": text}, tmp_path).agent_origins
+
+    assert found("") == ("https://chat.openai.com", "https://chatgpt.com", "moz-extension://*", "chrome-extension://*")
+    assert (found("https://a.example:8443, http://[::1]:80"), found("*"), found("None")) == (("https://a.example:8443", "http://[::1]:80"), ("*",), ())
+
+
+def test_the_admin_key_is_not_shown(tmp_path: Path) -> None:
+    settings = Settings.load({"GATEWAY_ADMIN_KEY": "canary-of-the-admin"}, tmp_path)
+    assert settings.admin_key is not None
+    assert settings.admin_key.reveal() == "canary-of-the-admin"
+    assert "canary" not in repr(settings)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "ollama", "10.0.0.0-10.0.0.9", "10.0.0.0/33", "10.0.0.0/8 192.168.0.0/16"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.server import USAGE, of_old_words
 from tests.fakes.gateway import ROOT
 from tests.unit.cli.conftest import Typed
 
@@ -61,3 +62,40 @@ def test_serve_refuses_an_unknown_policy_before_it_prepares_anything(gateway: Ty
     monkeypatch.setenv("GATEWAY_POLICY", "wieghted")
     result = gateway("serve")
     assert (result.code, "wieghted" in result.err, Path("data").exists()) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ((), {}),
+        (("8080", "key"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key"}),
+        (("8080", "key", "-listen", "0.0.0.0"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key", "GATEWAY_HOST": "0.0.0.0"}),
+        (("8080", "key", "-listen=0.0.0.0"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key", "GATEWAY_HOST": "0.0.0.0"}),
+        (("8080", "key", "more", "-x", "--listen", "0.0.0.0:9"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key", "GATEWAY_HOST": "0.0.0.0"}),
+        (("-listen", "::1"), {"GATEWAY_HOST": "::1"}),
+        (("8080", "key", "-h", "--what=\ud800", "-listen", "-1"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key"}),
+        (("8080", "key", "-listen"), {"GATEWAY_PORT": "8080", "GATEWAY_ADMIN_KEY": "key"}),
+        (("8080",), None),
+        (("8080", "-listen", "0.0.0.0"), None),
+    ],
+)
+def test_the_old_program_s_arguments_stand_for_settings(words: tuple[str, ...], given: dict[str, str] | None) -> None:
+    assert of_old_words(words) == given
+
+
+@pytest.mark.parametrize("words", [("canary", "8080"), ("-8080", "canary"), ("--prot", "canary"), ("70000", "canary"), ("0", "canary")])
+def test_arguments_that_cannot_be_are_refused_without_repeating_them(gateway: Typed, words: tuple[str, ...]) -> None:
+    result = gateway("serve", *words)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "canary" not in result.out + result.err
+    assert not Path("data").exists()
+
+
+def test_a_port_without_an_admin_key_prints_a_usage_line(gateway: Typed) -> None:
+    result = gateway("serve", "8080")
+    assert (result.code, result.out, result.err, Path("data").exists()) == (0, USAGE + "\n", "", False)
+
+
+def test_help_says_what_the_arguments_are(gateway: Typed) -> None:
+    assert "serve [OPTIONS] [PORT ADMIN_KEY] [-listen ADDRESS]" in gateway("serve", "--help").out

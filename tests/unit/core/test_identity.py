@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.core.identity import CACHE_KEYS, CACHE_S, CALLER, Identity, Presented, Principal
+from gateway.core.identity import API_SERVER, CACHE_KEYS, CACHE_S, CALLER, REFUSAL, Identity, Presented, Principal
 from gateway.errors import PermissionDenied, StoreUnavailable, Unauthenticated
 from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
-from gateway.store import accounts, budgets
+from gateway.store import accounts, budgets, family_keys
 from gateway.store.accounts import ApiKey
 from gateway.store.budgets import AccountPath
 from gateway.store.database import Conflict, Database
@@ -293,3 +293,50 @@ def test_account_of_callers_is_looked_up_no_more_often_than_a_key(stage: Stage) 
 def test_database_that_is_away_is_no_refusal_of_callers() -> None:
     with pytest.raises(StoreUnavailable):
         Identity(Away(), HASHER, lambda: 1).caller()  # type: ignore[arg-type]
+
+
+def family_token(stage: Stage, token: str = "0a1b2c3d-0000-4000-8000-000000000000") -> tuple[str, ApiKey]:
+    def create() -> ApiKey:
+        return family_keys.create_family_key("api-server-x", API_SERVER, HASHER.hash(token), 0, ("0a1b", "0000"), lambda number: b"sealed")
+
+    return token, stage.database.write(create)
+
+
+def test_a_family_s_token_opens_that_family(stage: Stage) -> None:
+    token, row = family_token(stage)
+    principal = stage.identity.authenticate(Presented(API_SERVER, "raw", token))
+    assert (principal.key_id, principal.user_id) == (row.id, row.user_id)
+
+
+def test_a_key_of_one_family_opens_nothing_in_another(stage: Stage) -> None:
+    token, key = family_token(stage)[0], stage.key()[0]
+    family_token_in_our_form = mint_key()
+    shape = ("gw_u", "abcd")
+    hash = HASHER.hash(family_token_in_our_form)
+    stage.database.write(lambda: family_keys.create_family_key("api-server-y", API_SERVER, hash, 0, shape, lambda number: b""))
+    stage.ask(key)
+    for presented in (
+        Presented("openai", "bearer", token),
+        Presented("openai", "raw", token),
+        Presented("openai", "bearer", family_token_in_our_form),
+        Presented("chatgpt-to-api", "bearer", family_token_in_our_form),
+        Presented(API_SERVER, "raw", key),
+        Presented(API_SERVER, "bearer", token),
+        Presented(API_SERVER, "raw", CALLER),
+        Presented(API_SERVER, "raw", ""),
+        Presented(API_SERVER, "raw", "x" * 129),
+        Presented(API_SERVER, "raw", "\ud800"),
+    ):
+        with pytest.raises(Unauthenticated) as caught:
+            stage.identity.authenticate(presented)
+        assert str(caught.value) == REFUSAL
+    assert stage.identity.authenticate(Presented(API_SERVER, "raw", family_token_in_our_form)).key_label == API_SERVER
+
+
+def test_a_family_s_token_stops_at_the_moment_that_it_is_revoked(stage: Stage) -> None:
+    token, row = family_token(stage)
+    presented = Presented(API_SERVER, "raw", token)
+    stage.identity.authenticate(presented)
+    stage.database.write(lambda: accounts.revoke_key(row.id, 1))
+    with pytest.raises(Unauthenticated):
+        stage.identity.authenticate(presented)

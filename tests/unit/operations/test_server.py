@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import os
 import socket
+import sqlite3
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,18 @@ def test_where_there_are_users_there_is_no_first_key(settings: Settings, fresh: 
     users.create_user(fresh, "ann", AT)
     assert server.first_key(fresh, hasher, AT) is None
     assert server.example_user(fresh) == "ann"
+
+
+def test_users_of_an_older_program_do_not_take_the_place_of_the_first(settings: Settings, fresh: Database) -> None:
+    old = settings.data_dir / "Data" / "auth.db"
+    old.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(old)) as made:
+        made.executescript("CREATE TABLE tokens (user_id TEXT PRIMARY KEY, token TEXT UNIQUE); INSERT INTO tokens VALUES ('ann', 'token-of-ann')")
+    found = prepared(settings, fresh)
+    assert found.notes == ("Data/auth.db: 1 users let in with the tokens that they have",)
+    assert server.first_key(fresh, found.secrets.hasher, AT) is not None
+    assert server.example_user(fresh) == server.FIRST_USER
+    assert prepared(settings, fresh).notes == ()
 
 
 def test_the_printed_example_asks_a_model_that_exists(settings: Settings, fresh: Database) -> None:
