@@ -175,18 +175,24 @@ class SigningIn:
         before = self._recalled()
         keys = {self._key(account): account for account in listed.accounts}
         known = {key: record for key, record in before.items() if key in keys or key == PUID_ACCOUNT or not listed.whole}
-        written, owned = self._written_at(), owners(self._secrets.vault, stored)
-        if written is not None and owned:
-            for key, account in keys.items():
-                if key not in known and not account.waits:
-                    own = own_credential(account, "", stored, owned)
-                    token, place = ("", "") if own is None else (opened(self._secrets.vault, own), own.place)
-                    known[key] = Remembered(self._mark(account), again_at(token, written), written, place)
+        written = self._written_at()
+        strange = {key: account for key, account in keys.items() if key not in known and not account.waits}
+        if strange and written is not None:
+            known |= self._adopted(strange, stored, written)
         if written is not None and written + WEEK_MS <= now:  # the first of them that signs in writes it anew: the others are not forgotten then
             known = {key: record if key == PUID_ACCOUNT else _aged(record, now) for key, record in known.items()}
         if known != before:
             self._remember(known)
         return known
+
+    def _adopted(self, strange: Mapping[str, Account], stored: Sequence[Credential], written: int) -> dict[str, Remembered]:
+        """Nobody, where the pool is empty: then they sign in now."""
+        found, owned = dict[str, Remembered](), owners(self._secrets.vault, stored)
+        for key, account in strange.items() if owned else ():
+            own = own_credential(account, "", stored, owned)
+            token, place = ("", "") if own is None else (opened(self._secrets.vault, own), own.place)
+            found[key] = Remembered(self._mark(account), again_at(token, written), written, place)
+        return found
 
     def _recalled(self) -> dict[str, Remembered]:
         return accounts_file.remembered(self._directory) if self._unsaved is None else dict(self._unsaved)

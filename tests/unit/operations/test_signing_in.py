@@ -540,6 +540,14 @@ def test_cookie_that_is_none_is_passed_over(stage: Stage) -> None:
     assert stage.puid(stage.members()[0]) is None
 
 
+@pytest.mark.parametrize("broken", [ResetAt(0), Status(403), Page("<p>")])
+def test_visit_that_gives_no_cookie_costs_no_token(stage: Stage, broken: Any) -> None:
+    stage.service.web.always("/backend-api/models", broken)
+    stage.write(ACCOUNTS, ANN)
+    assert stage.run() == [ANN[0]]
+    assert [stage.puid(item) for item in stage.members()] == [None]
+
+
 def test_given_account_serves_once_in_the_background(stage: Stage) -> None:
     stage.write(ACCOUNTS, ANN)
     stage.run()
