@@ -250,10 +250,18 @@ class SigningIn:
         left = {other: each for other, each in known.items() if own is not None or other != PUID_ACCOUNT or each.tries}  # its cookie is for new tokens, too
         self._remember(left | {key: done})
         log.info("%s: %s is signed in", ACCOUNTS, _name(account), extra={"fields": {"credential": kept.label}})
-        if mirror_pool(self._database, self._secrets, self._settings, now):
+        if self._mirrored():
             self._remember(left | {key: msgspec.structs.replace(done, mirrored=True)})
         if moves and account.waits:
             self._move([account])
+
+    def _mirrored(self) -> bool:
+        """Whether access_tokens.json is written; the pool is what counts."""
+        try:
+            return mirror_pool(self._database, self._secrets, self._settings, self._wall_ms())
+        except (GatewayError, SecretsError) as error:
+            log.warning("%s is not written: %s", TOKENS, error)
+            return False
 
     def _move(self, accounts: Sequence[Account]) -> None:
         try:
@@ -285,7 +293,7 @@ class SigningIn:
             log.warning("%s: the service sets no cookie _puid for it; the pool's tokens keep theirs", whose)
             return
         set_puid(self._database, self._secrets, session.puid)
-        mirror_pool(self._database, self._secrets, self._settings, self._wall_ms())
+        self._mirrored()
         log.info("%s: the pool's tokens have a new cookie _puid", whose)
 
     def _asked(self, account: Account, proxy: Proxy | None) -> Session:

@@ -25,7 +25,7 @@ from gateway.operations.chatgpt_to_api import POOL, members
 from gateway.operations.credentials import CredentialWishes
 from gateway.operations.signing_in import LOOK_EVERY_S, WAIT_MS, SigningIn
 from gateway.operations.token_files import PROXIES, TOKENS
-from gateway.secrets import Secrets
+from gateway.secrets import Secrets, Vault
 from gateway.settings import Settings
 from gateway.store.database import Database
 from gateway.store.pools import Credential, credential_place, extras_place
@@ -159,6 +159,23 @@ def test_account_that_is_done_is_remembered_over_a_restart_and_by_no_word_of_it(
     assert not any(word.encode() in content for content in kept for word in (ANN[1], BOB[1]))
 
 
+def test_line_of_an_account_that_fails_stays(stage: Stage) -> None:
+    stage.write(AUTHENTICATED)
+    stage.write(ACCOUNTS, (ANN[0], "wrong"), BOB)
+    assert stage.run() == [BOB[0]]
+    assert (stage.read(ACCOUNTS), stage.read(AUTHENTICATED)) == ([f"{ANN[0]}:wrong"], [f"{BOB[0]}:{BOB[1]}"])
+
+
+def test_token_that_does_not_open_hinders_the_mirror_alone(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    other = Secrets(stage.secrets.hasher, Vault({1: b"x" * 32}, 1), ())
+    credentials.create_credential(stage.database, other, "lost", Secret(jwt({"number": 9})), NOW, CredentialWishes(pool=POOL))
+    stage.write(AUTHENTICATED)
+    stage.write(ACCOUNTS, ANN)
+    assert stage.run() == [ANN[0]]
+    assert (stage.read(ACCOUNTS), len(stage.members()), (stage.directory / TOKENS).exists()) == ([], 2, False)
+    assert "access_tokens.json is not written: " in caplog.text
+
+
 def test_line_that_cannot_move_stays_and_is_remembered(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     stage.write(ACCOUNTS, ANN)
     (stage.directory / AUTHENTICATED).write_bytes(b"#" * (token_files.MAX_BYTES + 1))
@@ -235,6 +252,7 @@ def test_half_a_token_file_is_left_as_it_is(stage: Stage, caplog: pytest.LogCapt
     assert (stage.directory / TOKENS).read_text() == '["half'
     assert len(stage.members()) == 1
     stage.age(NOW - 30 * DAY_MS)
+    stage.now += DAY_MS  # nor does its age sign in again and again
     assert stage.run() == []
     assert "access_tokens.json: line 1" in caplog.text
 
