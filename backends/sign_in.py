@@ -5,6 +5,7 @@ What comes of it is the service's own document. Nothing is kept between two sign
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from backends.http import Transport
+from backends.refusal import parsed
 from backends.sign_in_pages import hidden_field, text_of_class, text_of_id
 from backends.sign_in_visit import Page, Visit
 from gateway.backend import Backend, Call, Headers, Reply, Services, Target
-from gateway.errors import BadRequest, UpstreamRefused
+from gateway.errors import BadRequest, UpstreamError, UpstreamRefused
 
 PLATFORM_CLIENT_ID = "DRivsnm2Mu42T3KOpqdtwB3NYviHYzwD"
 """By which the sign-in service knows the platform's own pages; it is in every one of their URLs."""
@@ -25,16 +27,18 @@ PASSWORD_REFUSED = "Email or password is not correct."  # noqa: S105
 NO_CSRF_TOKEN, NO_URL, NO_STATE = "Failed to get CSRF token.", "Failed to get authorized url.", "Failed to get state."
 NO_ACCESS_TOKEN, NO_SESSION_KEY = "Failed to get access token.", "Failed to get session key."
 TWO_FACTORS = "Login with two-factor authentication enabled is not supported currently."
+PUID = "_puid"
 _JSON: Headers = (("content-type", "application/json"),)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """`platform`: sign in to the platform, for its session key, instead of to the web interface. `auth0_url`: the service that asks for
-    the password."""
+    the password. `puid`: visit the web interface with the token that it gave, and answer with its cookie `_puid`, where it sets one."""
 
     platform: bool = False
     auth0_url: str = "https://auth0.openai.com"
+    puid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ class SignIn(Backend):
         visit = Visit(self._transport, call, target, (target.base_url, auth0), ends_at)
         signed_in = _platform if self.options.platform else _web
         body = signed_in(visit, target.base_url, auth0, login)
-        return Reply(200, (*_JSON, ("content-length", str(len(body)))), iter((body,)), lambda: None)
+        cookie = _puid(visit, target.base_url, body) if self.options.puid else ""
+        headers: Headers = (("set-cookie", f"{PUID}={cookie}"),) if cookie else ()
+        return Reply(200, (*_JSON, *headers, ("content-length", str(len(body)))), iter((body,)), lambda: None)
 
     def close(self) -> None:
         self._transport.close()
@@ -140,6 +146,16 @@ def _resume(visit: Visit, url: str) -> None:
         return
     described = _parameter(page.url, "error_description") or _parameter(page.location, "error_description")
     raise _refused(page, (page.status == 307 and described) or NO_ACCESS_TOKEN)
+
+
+def _puid(visit: Visit, web: str, session: bytes) -> str:
+    """Empty where the service sets none."""
+    document = parsed(session)
+    token = document.get("accessToken") if isinstance(document, dict) else None
+    if isinstance(token, str) and token and not visit.cookie(PUID):
+        with contextlib.suppress(UpstreamError):  # a token without its cookie is worth more than neither
+            visit.get(f"{web}/backend-api/models", follows=False, bearer=token)
+    return visit.cookie(PUID)
 
 
 def _platform(visit: Visit, api: str, auth0: str, login: Login) -> bytes:

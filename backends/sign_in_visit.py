@@ -75,6 +75,10 @@ class Visit:
     def post_json(self, url: str, document: Mapping[str, Any], *, bearer: str = "") -> Page:
         return self._asked("POST", url, json.dumps(document).encode(), _JSON, follows=False, bearer=bearer)
 
+    def cookie(self, name: str) -> str:
+        """What a service set by this name; empty where none did."""
+        return next((each.value or "" for each in self._cookies if each.name == name), "")
+
     def _asked(self, method: str, url: str, body: bytes, content_type: str, *, follows: bool, bearer: str = "") -> Page:
         page = self._send(method, url, body, content_type, bearer)
         for _ in range(MOST_REDIRECTS):

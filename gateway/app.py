@@ -42,6 +42,7 @@ from gateway.core.transitions import Transitions
 from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
 from gateway.operations.chatgpt_to_api import NAME, usable_proxy, web_place
+from gateway.operations.signing_in import SigningIn
 from gateway.presence import Presence
 from gateway.secrets import load_secrets
 from gateway.settings import Settings
@@ -86,7 +87,8 @@ def create_app(settings: Settings) -> Flask:
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
     refresher = Refresher(database, catalog, secrets, presence, pool.quarantine, redactor.learn)
-    tasks = (alerts.tick, transitions.follow, refresher.tick, lambda: pool.sweep(catalog.snapshot.everyone()))
+    signing_in = SigningIn(settings, database, secrets, _sign_in(settings, backends), redactor.learn)
+    tasks = (alerts.tick, transitions.follow, refresher.tick, signing_in.tick, lambda: pool.sweep(catalog.snapshot.everyone()))
     gateway = Gateway(
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
@@ -108,10 +110,10 @@ def create_app(settings: Settings) -> Flask:
     listing = Listing(catalog, settings.unpriced)
     app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
     app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
-    app.register_blueprint(system.blueprint(gateway, database, metrics))
-    file_keys, old_tokens = FileKeys(settings), Family(web, gateway, database, secrets, settings, redactor, *_of_old_tokens(settings, backends))
-    for family in (*_of_callers(web, settings, backends), chatgpt_to_api.blueprint(old_tokens, file_keys)):
-        app.register_blueprint(family)
+    file_keys, to_api = FileKeys(settings), Family(web, gateway, database, secrets, settings, redactor, signing_in, *_of_old_tokens(settings, backends))
+    families = (*_of_callers(web, settings, backends), chatgpt_to_api.blueprint(to_api, file_keys))
+    for blueprint in (system.blueprint(gateway, database, metrics), *families):
+        app.register_blueprint(blueprint)
     web.install(app)
     app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed(), file_keys.place)  # type: ignore[method-assign]
     app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
@@ -156,6 +158,12 @@ def _of_callers(web: Web, settings: Settings, backends: Backends) -> Iterator[Bl
     yield platform.blueprint(web, upstream("platform", "openai", settings.platform_base_url), platform_sign_in)
 
 
+def _sign_in(settings: Settings, backends: Backends) -> CallersUpstream:
+    """Where the accounts of chatgpt-to-api sign in."""
+    backend = backends.get(SIGN_IN, {"auth0_url": settings.auth0_base_url, "puid": True})
+    return CallersUpstream("sign-in", SIGN_IN, backend, settings.chatgpt_base_url, settings.deadlines, usable_proxy(settings))
+
+
 def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstream, CallersUpstream]:
     """Where chatgpt-to-api leads callers with a token of their own, and whom it asks for models."""
     place = web_place(settings)
@@ -166,7 +174,7 @@ def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstr
 
 def _known_secrets(settings: Settings) -> list[str]:
     known = [settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token]
-    known += [settings.admin_password, settings.puid, settings.official_api_key, settings.admin_key]
+    known += [settings.admin_password, settings.puid, settings.official_api_key, settings.openai_password, settings.admin_key]
     proxies = (settings.callers_proxy, usable_proxy(settings))
     return [secret.reveal() for secret in known if secret is not None] + [proxy.password for proxy in proxies if proxy is not None and proxy.password]
 

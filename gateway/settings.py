@@ -177,6 +177,9 @@ class Settings:
     access_tokens: Secret | None = _setting("ACCESS_TOKENS", None, Secret)
     puid: Secret | None = _setting("PUID", None, Secret)
     official_api_key: Secret | None = _setting("OFFICIAL_API_KEY", None, Secret)
+    openai_email: Secret | None = _setting("OPENAI_EMAIL", None, Secret)
+    openai_password: Secret | None = _setting("OPENAI_PASSWORD", None, Secret)
+    sign_in_pause_s: float = _setting("GATEWAY_SIGN_IN_PAUSE_S", 10.0, _seconds)
     http_proxy: Secret | None = _setting("http_proxy", None, Secret)  # looked at where it is used: most who have it set have it for other programs
     history: bool = _setting("ENABLE_HISTORY", True, _yes_or_no)
     chatgpt_to_api_open: bool = _setting("CHATGPT_TO_API_OPEN", False, _yes_or_no)

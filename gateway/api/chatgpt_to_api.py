@@ -40,6 +40,7 @@ from gateway.errors import (
 )
 from gateway.operations import chatgpt_to_api as operations
 from gateway.operations.chatgpt_to_api import NAME
+from gateway.operations.signing_in import SigningIn
 from gateway.secrets import Secrets
 from gateway.settings import Settings
 from gateway.store.database import Database
@@ -59,6 +60,7 @@ class Family:
     secrets: Secrets
     settings: Settings
     redact: Callable[[str], str]
+    signing_in: SigningIn
     own_tokens: CallersUpstream
     official: CallersUpstream
 
@@ -241,17 +243,18 @@ def _puid(family: Family) -> Answered:
 
 
 def _openai(family: Family) -> Answered:
-    """An e-mail address and its password are taken and forgotten: nobody is signed in with them."""
+    """An e-mail address and its password serve once, now: neither is kept."""
     document = _body(family)
-    key = _member(document, "official_api_key")
-    signs_in = _member(document, "openai_email") is not None and _member(document, "openai_password") is not None
-    if key is None and not signs_in:
+    key, email, password = (_member(document, name) for name in ("official_api_key", "openai_email", "openai_password"))
+    if key is None and (email is None or password is None):
         return _json(400, {"error": "JSON invalid"})
     if key is not None:
         try:
             operations.set_official_key(family.database, family.secrets, key, _now_ms())
         except BadRequest:
             return _json(400, {"error": "JSON invalid"})
+    if email is not None and password is not None:
+        family.signing_in.give(email, password)
     return _text(200, "OpenAI credentials updated")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from gateway.backend import Proxy, Secret
 from gateway.core.upstream_secrets import checked, fingerprint
 from gateway.errors import BadRequest
 from gateway.operations import import_formats, imports
+from gateway.operations.accounts_file import told_of_accounts
 from gateway.operations.catalog import Wishes, create_deployment, set_deployment
 from gateway.operations.credentials import PUID, CredentialWishes, create_credential, replace_secret, set_credential, set_extra
 from gateway.operations.import_formats import Found
 from gateway.operations.imports import Import, Outcome
-from gateway.operations.token_files import ACCOUNTS, PROXIES, TOKENS, AccessToken, read_accounts, read_if_there, read_proxies, write_tokens
+from gateway.operations.token_files import PROXIES, TOKENS, AccessToken, read_if_there, read_proxies, write_tokens
 from gateway.secrets import Secrets
 from gateway.settings import Settings
 from gateway.store import catalog, pools
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential, credential_place
+from gateway.store.pools import Credential, credential_place, extras_place
 
 log = logging.getLogger(__name__)
 POOL = "access-tokens"
@@ -50,8 +51,10 @@ def take_over(settings: Settings, database: Database, secrets: Secrets, at: int)
         if seen.get(name) == mark or _taken(database, secrets, settings, name, raw, at, notes):
             now[name] = mark
     _take_proxies(database, secrets, directory, seen, now, notes)
-    notes += _accounts_told(directory)
-    if _members(database):
+    notes += told_of_accounts(directory, secrets.hasher)
+    if (settings.openai_email is None) != (settings.openai_password is None):
+        notes.append("OPENAI_EMAIL and OPENAI_PASSWORD: one of them alone signs nobody in")
+    if members(database):
         serve_pool(database, secrets, settings, at)
     if now != seen and (now or seen):
         _note_seen(directory, now)
@@ -101,30 +104,20 @@ def _take_proxies(database: Database, secrets: Secrets, directory: Path, seen: M
     except BadRequest as error:
         notes.append(f"{error}; no proxy is changed")
         return
-    members = _members(database)
-    mark = fingerprint(secrets.hasher, f"{[each.url for each in proxies]} {[item.id for item in members]}")
+    tokens = members(database)
+    mark = fingerprint(secrets.hasher, f"{[each.url for each in proxies]} {[item.id for item in tokens]}")
     if not proxies:
         return
     now[PROXIES] = mark
     if seen.get(PROXIES) != mark:
-        for number, item in enumerate(members):
+        for number, item in enumerate(tokens):
             proxy = Secret(proxies[number % len(proxies)].url)
             set_credential(database, secrets.vault, item.label, CredentialWishes(proxy=proxy))
-        notes.append(f"{PROXIES}: {len(proxies)} proxies for {len(members)} tokens")
+        notes.append(f"{PROXIES}: {len(proxies)} proxies for {len(tokens)} tokens")
 
 
-def _accounts_told(directory: Path) -> Iterator[str]:
-    try:
-        raw = read_if_there(directory / ACCOUNTS)
-        count = len(read_accounts(raw)) if raw else 0
-    except BadRequest as error:
-        yield str(error)
-        return
-    if count:
-        yield f"{ACCOUNTS}: {count} accounts are not signed in; sign in yourself, and put the tokens into {TOKENS}"
-
-
-def _members(database: Database) -> list[Credential]:
+def members(database: Database) -> list[Credential]:
+    """The pool's. Raises StoreUnavailable."""
     return [item for item in database.read(pools.list_credentials) if item.pool_name == POOL]
 
 
@@ -140,6 +133,12 @@ def serve_pool(database: Database, secrets: Secrets, settings: Settings, at: int
         create_deployment(database, NAME, NAME, "access_token", at, wishes, secrets.vault)
     except Conflict:  # another process, at this very moment
         log.debug("the deployment %s is there already", NAME)
+
+
+def serve_pool_once(database: Database, secrets: Secrets, settings: Settings, at: int) -> None:
+    """Make the family's deployment where it is missing. Raises StoreUnavailable."""
+    if database.read(lambda: catalog.find_deployment(NAME)) is None:
+        serve_pool(database, secrets, settings, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,23 +174,47 @@ def replace_tokens(database: Database, secrets: Secrets, settings: Settings, doc
         raise BadRequest("an empty list would leave no token")
     imports.replace_pool(database, secrets, found, POOL, at)
     serve_pool(database, secrets, settings, at)
-    _mirror(secrets, settings.data_dir.resolve(), found)
+    tokens = [AccessToken(each.secret, (each.wishes.extras or {}).get(PUID, Secret(""))) for each in found]
+    _mirror(secrets, settings.data_dir.resolve(), tokens)
     return len(found)
 
 
-def _mirror(secrets: Secrets, directory: Path, found: Sequence[Found]) -> None:
+def mirror_pool(database: Database, secrets: Secrets, settings: Settings, at: int) -> bool:
+    """Write the pool's tokens to access_tokens.json, once what was put there since the last time is taken over. Whether it is written.
+
+    A file that cannot be taken over is left as it is. Raises StoreUnavailable, and SecretsError for a token that does not open.
+    """
+    directory, notes = settings.data_dir.resolve(), list[str]()
+    source = _sources(replace(settings, access_tokens=None), directory, secrets, notes).get(TOKENS)
+    readable = not notes
+    known = readable and (source is None or _seen(directory).get(TOKENS) == source[0])
+    fit = known or (source is not None and _taken(database, secrets, settings, TOKENS, source[1], at, notes))
+    for note in notes:
+        log.warning("%s", note)
+    return fit and _mirror(secrets, directory, [_opened(secrets, item) for item in members(database)])
+
+
+def _opened(secrets: Secrets, item: Credential) -> AccessToken:
+    extras = {} if item.extras is None else json.loads(secrets.vault.open(item.extras, extras_place(item.id)))
+    return AccessToken(Secret(secrets.vault.open(item.sealed, credential_place(item.id))), Secret(extras.get(PUID, "")))
+
+
+def _mirror(secrets: Secrets, directory: Path, tokens: Sequence[AccessToken]) -> bool:
+    """Whether it is written."""
     try:
-        write_tokens(directory, [AccessToken(each.secret, (each.wishes.extras or {}).get(PUID, Secret(""))) for each in found])
+        write_tokens(directory, tokens)
         raw = read_if_there(directory / TOKENS) or b""
         _note_seen(directory, {**_seen(directory), TOKENS: fingerprint(secrets.hasher, raw.hex())})
     except OSError as error:
         log.warning("%s is not written (%s); the pool %s is what counts", TOKENS, error.strerror, POOL)
+        return False
+    return True
 
 
 def set_puid(database: Database, secrets: Secrets, puid: Secret) -> None:
     """PATCH /admin/puid: the cookie of every token of the pool. Raises BadRequest, StoreUnavailable."""
     checked(puid)
-    for item in _members(database):
+    for item in members(database):
         set_extra(database, secrets.vault, item.label, PUID, puid)
 
 

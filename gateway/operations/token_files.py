@@ -1,4 +1,4 @@
-"""The files of chatgpt-to-api: access_tokens.json, proxies.txt, accounts.txt and api_keys.txt, so that a volume of its can be mounted.
+"""The files of chatgpt-to-api: access_tokens.json, proxies.txt and api_keys.txt, so that a volume of its can be mounted; accounts_file.py has accounts.txt.
 
 The database holds what counts; access_tokens.json is read when it changed, and written as a mirror. No error repeats what stands in a file.
 """
@@ -21,17 +21,9 @@ from gateway.backend import Proxy, Secret
 from gateway.errors import BadRequest
 
 log = logging.getLogger(__name__)
-TOKENS, PROXIES, ACCOUNTS, API_KEYS = "access_tokens.json", "proxies.txt", "accounts.txt", "api_keys.txt"
+TOKENS, PROXIES, API_KEYS = "access_tokens.json", "proxies.txt", "api_keys.txt"
 MAX_BYTES = 5_000_000
 Stamp = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """A line of accounts.txt."""
-
-    email: str
-    password: Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +69,6 @@ def _socks(line: str) -> str:
     return f"socks5://{user}{'@' if user else ''}{host}:{port}"
 
 
-def read_accounts(raw: bytes) -> tuple[Account, ...]:
-    """`email:password` a line, divided at the first colon: a password may hold others. Raises BadRequest."""
-    accounts = []
-    for number, line in enumerate(_text(raw, ACCOUNTS).splitlines(), 1):
-        if not line.strip():
-            continue
-        email, sign, password = line.partition(":")
-        if not sign or not email.strip() or not password:
-            raise BadRequest(f"{ACCOUNTS}, line {number}: it must be email:password")
-        accounts.append(Account(email.strip(), Secret(password)))
-    return tuple(accounts)
-
-
 def _text(raw: bytes, name: str) -> str:
     try:
         return raw.decode("utf-8-sig")
@@ -98,16 +77,21 @@ def _text(raw: bytes, name: str) -> str:
 
 
 def write_tokens(directory: Path, tokens: Sequence[AccessToken]) -> None:
-    """Put a whole new access_tokens.json in the old one's place, for its owner's eyes only: whatever happens, one of the two is there. Raises OSError."""
+    """Put a whole new access_tokens.json in the old one's place. Raises OSError."""
     document = [{"token": each.token.reveal(), "puid": each.puid.reveal()} for each in tokens]
-    place = directory / f".{TOKENS}.{secrets.token_hex(8)}"
+    write_whole(directory, TOKENS, json.dumps(document, indent=1).encode())
+
+
+def write_whole(directory: Path, name: str, raw: bytes) -> None:
+    """Put a new file in the old one's place, for its owner's eyes only: whatever happens, one of the two is there. Raises OSError."""
+    place = directory / f".{name}.{secrets.token_hex(8)}"
     file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(file, "wb") as opened:
-            opened.write(json.dumps(document, indent=1).encode())
+            opened.write(raw)
             opened.flush()
             os.fsync(opened.fileno())
-        place.replace(directory / TOKENS)
+        place.replace(directory / name)
     except BaseException:
         with contextlib.suppress(OSError):
             place.unlink()
@@ -137,7 +121,7 @@ class ApiKeysFile:
 
     def _keys(self) -> frozenset[bytes] | None:
         """None where they cannot be read."""
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if self._read[0] != stamp:
             with self._guard:
                 if self._read[0] != stamp:
@@ -157,7 +141,7 @@ _ABSENT: Stamp = (0, 0, 0)
 _OUT_OF_REACH: Stamp = (-1, -1, -1)
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
     """What changes when a file does."""
     try:
         status = path.stat()

@@ -563,9 +563,12 @@ def test_fault_38_tokens_are_for_their_owners_eyes_and_half_a_file_keeps_the_poo
 def test_fault_38_passwords_with_colons_and_blank_lines_are_read(volume: Path) -> None:
     (volume / "accounts.txt").write_text("a@b.c:pass:word\n\nd@e.f:canary\n")
     running, told = start(volume.parent)
-    assert told == ("accounts.txt: 2 accounts are not signed in; sign in yourself, and put the tokens into access_tokens.json",)
+    assert told == ("accounts.txt: 2 accounts wait to be signed in",)
     (volume / "accounts.txt").write_text("a@b.c:x\ncanary\n")
-    assert again(running) == ("accounts.txt, line 2: it must be email:password",)
+    assert again(running) == (
+        "accounts.txt, line 2: it must be email:password, in UTF-8; the other lines count",
+        "accounts.txt: 1 accounts wait to be signed in",
+    )
     running.database.close()
 
 

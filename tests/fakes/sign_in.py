@@ -6,6 +6,7 @@ Each step insists on what the one before gave, so that a step left out, a cookie
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -41,13 +42,21 @@ def cookies(received: Received) -> dict[str, str]:
 
 @dataclass
 class SignInServices:
-    """Serves one account's sign-in. `replace` puts another answer in the place of a step's; `logins` counts those that began."""
+    """Serves the sign-in of `accounts`, by name their passwords. `session` is what one is given; `puids`: the cookies that visits with their tokens set.
+
+    `replace` puts another answer in the place of a step's; `logins` counts those that began, `signed_in` names those that ended well.
+    """
 
     web: Provider
     auth0: Provider
     api: Provider
     second_factor: bool = False
     denied: str = ""
+    accounts: dict[str, str] = field(default_factory=lambda: {USERNAME: PASSWORD})
+    session: Callable[[str], Any] = lambda name: SESSION
+    puids: dict[str, str] = field(default_factory=dict)
+    signed_in: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
     logins: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def install(self) -> None:
@@ -58,6 +67,7 @@ class SignInServices:
             (self.web, "/api/auth/signin/auth0"): self._signin,
             (self.web, "/api/auth/callback/auth0"): self._callback,
             (self.web, "/api/auth/session"): self._session,
+            (self.web, "/backend-api/models"): self._models,
             (self.auth0, "/authorize"): self._authorize,
             (self.auth0, "/u/login/identifier"): self._identifier,
             (self.auth0, "/u/login/password"): self._password,
@@ -91,7 +101,16 @@ class SignInServices:
         return Answer(302, (("location", "/"), ("set-cookie", "session=yes; Path=/")))
 
     def _session(self, received: Received) -> Answer:
-        return Json(SESSION) if cookies(received).get("session") == "yes" else Json({})
+        if cookies(received).get("session") != "yes":
+            return Json({})
+        name = self.names[cookies(received)["csrf"]]
+        self.signed_in.append(name)
+        return Json(self.session(name))
+
+    def _models(self, received: Received) -> Answer:
+        token = received.headers.get("authorization", "").removeprefix("Bearer ")
+        puid = next((puid for name, puid in self.puids.items() if self.session(name).get("accessToken") == token), None)
+        return Json({"models": []}, 200, () if puid is None else (("set-cookie", f"_puid={puid}; Path=/; HttpOnly"),))
 
     # the service that asks for the password
 
@@ -108,7 +127,8 @@ class SignInServices:
             return Page(f'<form><br><input type="text" name="username"><input type="hidden" name="state" value="{state}"></form>')
         sent = form(received)
         wanted = {"js-available": "true", "webauthn-available": "true", "is-brave": "false", "webauthn-platform-available": "false", "action": "default"}
-        if sent != {"state": state, "username": USERNAME, **wanted} or not state.endswith(f"-{cookies(received).get('auth0')}="):
+        name = sent.get("username", "")
+        if name not in self.accounts or sent != {"state": state, "username": name, **wanted} or not state.endswith(f"-{cookies(received).get('auth0')}="):
             return Page("<p>No such account.</p>", 400)
         return Redirect(f"/u/login/password?{urlencode({'state': state})}")
 
@@ -116,8 +136,10 @@ class SignInServices:
         state = query(received).get("state", "")
         if received.method == "GET":
             return Page("<form></form>")
-        if form(received) != {"state": state, "username": USERNAME, "password": PASSWORD, "action": "default"}:
+        name = form(received).get("username", "")
+        if form(received) != {"state": state, "username": name, "password": self.accounts.get(name), "action": "default"}:
             return Page('<div class="a"><div id="prompt-alert"><p>Wrong email\n or <b>password</b></p></div><p>more</p></div>', 400)
+        self.names[state.rstrip("=").partition("-")[2]] = name
         return Redirect(f"/authorize/resume?{urlencode({'state': state})}")
 
     def _resume(self, received: Received) -> Answer:

@@ -46,6 +46,14 @@ def test_cookies_last_for_one_visit(stage: Stage) -> None:
     assert [received.headers.get("cookie") for received in stage.provider.requests] == [None, "a=1", None]
 
 
+def test_cookie_is_known_by_its_name(stage: Stage) -> None:
+    stage.provider.always("/set", Answer(200, (("set-cookie", "_puid=user-1:x-%2B; Path=/; HttpOnly"), ("set-cookie", "empty; Path=/"))))
+    visit = stage.visit()
+    assert visit.cookie("_puid") == ""
+    visit.get(f"{stage.provider.root}/set")
+    assert (visit.cookie("_puid"), visit.cookie("empty"), visit.cookie("other")) == ("user-1:x-%2B", "", "")
+
+
 def test_redirect_is_followed_with_get_and_without_the_form(stage: Stage) -> None:
     stage.provider.always("/a", Redirect("/b?x=1#part"))
     stage.provider.always("/b", Json({"there": 1}))

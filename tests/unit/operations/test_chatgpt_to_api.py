@@ -72,6 +72,30 @@ def test_mirror_that_cannot_be_written_leaves_the_pool_right(database: Database,
     assert len(members(database)) == 1
 
 
+def test_pool_is_mirrored_once_what_was_put_into_the_file_is_taken_over(database: Database, secrets: Secrets, settings: Settings) -> None:
+    chatgpt_to_api.replace_tokens(database, secrets, settings, [{"token": jwt(1), "puid": "first"}, jwt(2)], AT)
+    credentials.delete_credential(database, members(database)[1].label)
+    assert chatgpt_to_api.mirror_pool(database, secrets, settings, AT)
+    assert json.loads((settings.data_dir / TOKENS).read_text()) == [{"token": jwt(1), "puid": "first"}]
+    (settings.data_dir / TOKENS).write_text(json.dumps([jwt(3)]))
+    assert chatgpt_to_api.mirror_pool(database, secrets, settings, AT)
+    assert [each["token"] for each in json.loads((settings.data_dir / TOKENS).read_text())] == [jwt(1), jwt(3)]
+
+
+@pytest.mark.parametrize("raw", [b"[half", b'["no-jwt"]', b"\xff"])
+def test_file_that_cannot_be_taken_over_is_not_written_over(database: Database, secrets: Secrets, settings: Settings, raw: bytes) -> None:
+    credentials.create_credential(database, secrets, "a", Secret(jwt(1)), AT, credentials.CredentialWishes(pool=POOL))
+    (settings.data_dir / TOKENS).write_bytes(raw)
+    assert not chatgpt_to_api.mirror_pool(database, secrets, settings, AT)
+    assert (settings.data_dir / TOKENS).read_bytes() == raw
+
+
+def test_address_without_its_password_is_told(database: Database, secrets: Secrets, settings: Settings) -> None:
+    told = "OPENAI_EMAIL and OPENAI_PASSWORD: one of them alone signs nobody in"
+    assert chatgpt_to_api.take_over(dataclasses.replace(settings, openai_email=Secret("a@b.c")), database, secrets, AT) == (told,)
+    assert chatgpt_to_api.take_over(dataclasses.replace(settings, openai_email=Secret("a@b.c"), openai_password=Secret("x")), database, secrets, AT) == ()
+
+
 def test_password_counts_until_the_setting_changes(database: Database, secrets: Secrets, settings: Settings) -> None:
     given = dataclasses.replace(settings, admin_password=Secret("first"))
     assert chatgpt_to_api.is_admin(database, secrets, given, "first")

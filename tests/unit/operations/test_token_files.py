@@ -24,19 +24,6 @@ def test_wrong_proxy_is_told_by_its_line_and_not_repeated(line: str) -> None:
     assert "canary" not in str(refused.value)
 
 
-def test_passwords_are_what_stands_behind_the_first_colon() -> None:
-    accounts = token_files.read_accounts(b"a@b.c:p:w:x\n\n  \nd@e.f: q \n")
-    assert [(each.email, each.password.reveal()) for each in accounts] == [("a@b.c", "p:w:x"), ("d@e.f", " q ")]
-    assert "p:w" not in repr(accounts)
-
-
-@pytest.mark.parametrize("raw", [b"a@b.c:x\ncanary\n", b"a@b.c:x\n:canary\n", b"a@b.c:x\na@b.c:\n"])
-def test_line_that_is_no_account_is_told_by_its_number(raw: bytes) -> None:
-    with pytest.raises(BadRequest, match="line 2") as refused:
-        token_files.read_accounts(raw)
-    assert "canary" not in str(refused.value)
-
-
 def test_tokens_are_written_whole_and_for_their_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "access_tokens.json"
     path.write_text("[]")
