@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+FORGET_S = 60.0
+"""How long the entry of an agent that is gone stays."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
