@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
 WORD = 200
-_STATUSES = {"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502}
+_STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
 
 
 class Agent(ChatBackend):
@@ -155,8 +156,13 @@ class _Request:
                 self._resume()
                 continue
             self._check_cancelled()
-            if frame is not None:
+            if frame is not None and self._is_current():
                 return frame
+
+    def _is_current(self) -> bool:
+        """What a connection still says after another took its place does not count; its channel is about to end."""
+        found = self._frames.connected(self._target.credential)
+        return found is None or found.epoch == self._connection.epoch
 
     def _patience(self, since: float) -> tuple[float, str]:
         now, deadlines = self._clock(), self._target.deadlines
@@ -271,7 +277,7 @@ def _finished(frame: Mapping[str, Any]) -> Finished:
 
 def _failure(frame: Mapping[str, Any]) -> UpstreamError:
     """An agent's `error`. What it says is shown where a client's own mistake is its cause, and where an old client is to see it."""
-    cause = frame.get("cause") if isinstance(frame.get("cause"), str) else "internal"
+    cause = _text(frame.get("cause")) or "internal"
     status, body = frame.get("status"), frame.get("body")
     if cause == "bad_request":
         refused = status if isinstance(status, int) and 400 <= status < 500 and status not in (401, 402, 403, 429) else 400
@@ -285,4 +291,4 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
         return UpstreamRefused(_STATUSES[cause], (), str(frame.get("message") or "").encode("utf-8", "replace")[:WORD], reset_s=reset_s)
     if cause == "timeout":
         return UpstreamTimeout("The agent's upstream did not answer in time.", phase="first_byte")
-    return AgentFailed("The agent could not answer.", cause=str(cause)[:WORD], detail=frame.get("detail"))
+    return AgentFailed("The agent could not answer.", cause=cause[:WORD], detail=frame.get("detail"))

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask
 
 from gateway import logs, plugins
-from gateway.api import PREFIXES, chatgpt, chatgpt_to_api, imitate, me, openai, platform, system
+from gateway.api import PREFIXES, agent, chatgpt, chatgpt_to_api, imitate, me, openai, platform, system
+from gateway.api.agent_asks import Asks
 from gateway.api.caller import Callers
 from gateway.api.chatgpt_to_api import Family
 from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.file_keys import FileKeys
 from gateway.api.web import Web
 from gateway.backend import Services
+from gateway.bus.unix import UnixBus
 from gateway.core.admission import Admission
 from gateway.core.affinity import Affinity
+from gateway.core.agent_queue import AgentQueue
+from gateway.core.agents import Agents
 from gateway.core.alerts import SENDER, Alerts
 from gateway.core.caller import CallersUpstream
 from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
 from gateway.core.dispatch import Dispatcher
+from gateway.core.enrolments import Enrolments
 from gateway.core.exchange import OpenExchanges
 from gateway.core.gateway import Gateway
 from gateway.core.holds import Holds
@@ -41,13 +47,16 @@ from gateway.core.routing import Router
 from gateway.core.transitions import Transitions
 from gateway.core.waiting import WaitingRoom
 from gateway.metrics import Metrics
+from gateway.operations.agents import ensure_deployments, ensure_open_enrolment
 from gateway.operations.chatgpt_to_api import NAME, usable_proxy, web_place
 from gateway.operations.signing_in import SigningIn
 from gateway.presence import Presence
-from gateway.secrets import load_secrets
+from gateway.secrets import Secrets, load_secrets
 from gateway.settings import Settings
+from gateway.state.agents_sqlite import SqliteAgents
 from gateway.state.conditions import Conditions
 from gateway.state.sqlite import DAY_MS, SqliteLimits
+from gateway.store.agents import Enrolment
 from gateway.store.database import Database
 from gateway.store.journal import Journal
 from gateway.store.ledger import calls_with
@@ -58,11 +67,55 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the web layer stands on."""
+
+    gateway: Gateway
+    database: Database
+    secrets: Secrets
+    metrics: Metrics
+    presence: Presence
+    journal: Journal
+    backends: Backends
+    limits: CallLimits
+    affinity: Affinity
+    signing_in: SigningIn
+    redactor: logs.Redactor
+
+
 def create_app(settings: Settings) -> Flask:
     """The WSGI application. `app.extensions["gateway"]` is its Gateway, which gunicorn.conf.py starts in each worker.
 
     Raises SecretsError where the secrets' files are missing: `gateway migrate` makes them.
     """
+    parts = _parts(settings)
+    gateway, database, catalog = parts.gateway, parts.database, parts.gateway.catalog
+    identity = Identity(database, parts.secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
+    endpoints = Endpoints(gateway, identity, settings, Idempotency(database, parts.journal, parts.presence, parts.secrets.vault, parts.metrics))
+    web = Web(endpoints, Callers(gateway, identity, settings), identity, settings)
+    app = Flask("gateway", static_folder=None)
+    app.url_map.merge_slashes = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    listing, file_keys = Listing(catalog, settings.unpriced), FileKeys(settings)
+    asks = Asks(gateway, identity, parts.affinity, settings)
+    to_api = Family(web, gateway, database, parts.secrets, settings, parts.redactor, parts.signing_in, *_of_old_tokens(settings, parts.backends))
+    for blueprint in (
+        openai.blueprint(web, listing, Receipts(database)),
+        me.blueprint(database, parts.secrets.hasher, settings, Overviews(database, catalog, parts.limits), listing),
+        system.blueprint(gateway, database, parts.metrics),
+        *_of_callers(web, settings, parts.backends),
+        chatgpt_to_api.blueprint(to_api, file_keys),
+        agent.blueprint(agent.Family(web, gateway.agents, asks, database, parts.secrets, settings)),
+    ):
+        app.register_blueprint(blueprint)
+    web.install(app)
+    app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed(), (file_keys.place, agent.place))  # type: ignore[method-assign]
+    app.extensions |= {"gateway": gateway, "database": database, "backends": parts.backends}
+    return app
+
+
+def _parts(settings: Settings) -> _Parts:
     redactor = logs.Redactor()
     redactor.learn(*_known_secrets(settings))
     logs.set_up(settings.log_level, redactor)
@@ -72,17 +125,18 @@ def create_app(settings: Settings) -> Flask:
     database.bind()
     metrics.sample(lambda: metrics.commits_waiting.set(database.waiting))
     services = Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ())
-    backends = Backends(services)
+    agents = _agents(settings, database, secrets, presence, lambda: catalog.generation)
+    backends = Backends(services, agents)
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policies = Policies(plugins.resolve(plugins.POLICIES, settings.policy)(), lambda name: plugins.resolve(plugins.POLICIES, name)())
-    holds = Holds(database, presence.owner, settings.hold_output)
+    holds, affinity = Holds(database, presence.owner, settings.hold_output), Affinity(database)
     state = SqliteLimits(settings.run_path, presence.owner, presence.alive)
     room = WaitingRoom(state)
     metrics.sample(lambda: metrics.waiting.set(room.count))
     limits = CallLimits(state, catalog, room, settings.hold_output, partial(_calls_today, database))
     conditions = Conditions(settings.run_path)
     transitions = Transitions(database, conditions, presence)
-    pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive)
+    pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive, hosts=agents)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
@@ -93,31 +147,27 @@ def create_app(settings: Settings) -> Flask:
         exchanges=OpenExchanges(presence.owner),
         router=Router(catalog, settings.unpriced),
         admission=Admission(limits, holds, catalog, settings.without_database == "serve", lambda: ledger.stuck),
-        dispatcher=Dispatcher(pool, policies, Affinity(database), metrics),
+        dispatcher=Dispatcher(pool, policies, affinity, metrics, queue=AgentQueue(room, state, catalog)),
         ledger=ledger,
         housekeeping=Housekeeping(database, journal, ledger, holds, presence, settings.run_path / "housekeeping.lock", tasks),
         catalog=catalog,
         presence=presence,
         metrics=metrics,
         transitions=transitions,
+        agents=agents,
     )
-    identity = Identity(database, secrets.hasher, lambda: catalog.generation, outlasts_database=settings.without_database == "serve")
-    endpoints = Endpoints(gateway, identity, settings, Idempotency(database, journal, presence, secrets.vault, metrics))
-    web = Web(endpoints, Callers(gateway, identity, settings), identity, settings)
-    app = Flask("gateway", static_folder=None)
-    app.url_map.merge_slashes = False
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    listing = Listing(catalog, settings.unpriced)
-    app.register_blueprint(openai.blueprint(web, listing, Receipts(database)))
-    app.register_blueprint(me.blueprint(database, secrets.hasher, settings, Overviews(database, catalog, limits), listing))
-    file_keys, to_api = FileKeys(settings), Family(web, gateway, database, secrets, settings, redactor, signing_in, *_of_old_tokens(settings, backends))
-    families = (*_of_callers(web, settings, backends), chatgpt_to_api.blueprint(to_api, file_keys))
-    for blueprint in (system.blueprint(gateway, database, metrics), *families):
-        app.register_blueprint(blueprint)
-    web.install(app)
-    app.wsgi_app = _in_front(app.wsgi_app, endpoints, _relayed(), file_keys.place)  # type: ignore[method-assign]
-    app.extensions |= {"gateway": gateway, "database": database, "backends": backends}
-    return app
+    return _Parts(gateway, database, secrets, metrics, presence, journal, backends, limits, affinity, signing_in, redactor)
+
+
+def _agents(settings: Settings, database: Database, secrets: Secrets, presence: Presence, generation: Callable[[], int]) -> Agents:
+    passed = ("*",) if settings.openai_api_key is not None else ()
+
+    def deploy(enrolment: Enrolment, models: Sequence[str]) -> None:
+        ensure_deployments(database, enrolment, models, time.time_ns() // 1_000_000, passed)
+
+    enrolments = Enrolments(database, secrets, deploy, lambda: ensure_open_enrolment(database, time.time_ns() // 1_000_000))
+    bus, directory = UnixBus(settings.run_path, presence.owner), SqliteAgents(settings.run_path, presence.alive)
+    return Agents(bus, directory, enrolments, presence.owner, generation)
 
 
 def _calls_today(database: Database, credential: str) -> int:
@@ -189,7 +239,7 @@ def _relayed() -> Mapping[str, Endpoint]:
 
 
 def _in_front(
-    flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[str, Endpoint], place: Callable[[dict[str, Any]], None]
+    flask: Callable[..., Any], endpoints: Endpoints, relayed: Mapping[str, Endpoint], places: Sequence[Callable[[dict[str, Any]], None]]
 ) -> Callable[..., Iterable[bytes]]:
     """What stands before Flask. The relayed endpoints are answered here: their views in the blueprints do the same by the same
     function, but Flask's way there costs more than the call itself. And what only the outermost layer can do: views may close the
@@ -199,7 +249,8 @@ def _in_front(
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["gateway.force_close"] = getattr(getattr(start_response, "__self__", None), "force_close", None)
         try:
-            place(environ)
+            for place in places:
+                place(environ)
             endpoint = relayed.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
             if endpoint is None:
                 answer: Iterable[bytes] = flask(environ, start_response)

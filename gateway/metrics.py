@@ -146,6 +146,7 @@ class Metrics:
     def _states(self) -> None:
         self.open = self._gauge("gateway_open_exchanges", "Calls under way.", "livesum")
         self.waiting = self._gauge("gateway_waiting_calls", "Calls that wait for their turn at a busy model.", "livesum")
+        self.agents = self._gauge("gateway_agents_connected", "Agents whose websockets are here.", "livesum")
         self._resting = self._gauge(
             "gateway_deployments_resting", "Workers that see this deployment, or a credential of its pool, rest.", "livesum", "deployment", "reason"
         )

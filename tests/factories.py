@@ -17,19 +17,27 @@ from typing import Any
 
 from gateway.api.body import json_body, read_body
 from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, Headers, Reply, Secret, Services, Target
+from gateway.bus.unix import UnixBus
+from gateway.core.agents import Agents
 from gateway.core.catalog import Catalog, Deployment
+from gateway.core.enrolments import Enrolments
 from gateway.core.exchange import Exchange, OpenExchanges
 from gateway.core.holds import Holds
 from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits, Taken
-from gateway.core.pool import Pool, Rest
+from gateway.core.pool import Pool
+from gateway.core.rests import Rest
 from gateway.core.routing import Candidate
 from gateway.core.waiting import WaitingRoom
 from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
 from gateway.metrics import Metrics
+from gateway.operations.agents import ensure_open_enrolment
+from gateway.presence import Presence
+from gateway.secrets import KeyHasher, Secrets, Vault
 from gateway.settings import Settings
+from gateway.state.agents_sqlite import SqliteAgents
 from gateway.state.conditions import COOLING, Condition, Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store import ledger
@@ -294,3 +302,10 @@ def call_limits(catalog: Catalog, directory: Path) -> CallLimits:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def agents_of(database: Database, run_path: Path, presence: Presence) -> Agents:
+    """The agents of a worker, none of which is connected."""
+    secrets = Secrets(KeyHasher(bytes(32)), Vault({1: bytes(32)}, 1), ())
+    enrolments = Enrolments(database, secrets, lambda enrolment, models: None, lambda: ensure_open_enrolment(database, 0))
+    return Agents(UnixBus(run_path, presence.owner), SqliteAgents(run_path, presence.alive), enrolments, presence.owner, lambda: 0)

@@ -15,5 +15,6 @@ PREFIXES: Mapping[str, str] = MappingProxyType(
         "imitate": "/imitate",
         "backend_api": "/api",
         "chatgpt_to_api": "/chatgpt-to-api",
+        "api_server": "/api-server",
     }
 )

@@ -22,7 +22,7 @@ A JSON body is read as UTF-8, whatever type and charset its Content-Type names, 
 Every error of the gateway's own has the schema `Error`. An unknown path is answered with 404, a method that a path does not take with 405 and `Allow`.
 HEAD is answered wherever GET is.
 
-The families of older projects (/chatgpt, /platform, /imitate, /api) have shapes of their own, and are described in docs/families.md."""
+The families of older projects (/chatgpt, /platform, /imitate, /api and others) have shapes of their own, and are described in docs/families.md."""
 
 EXCHANGE_ID = "^[0-9A-HJKMNP-TV-Z]{26}$"
 _MODEL_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"

@@ -41,6 +41,10 @@ def _chatgpt_to_api(error: GatewayError, message: str) -> Mapping[str, Any]:
     return {"error": message} if isinstance(error, Unauthenticated | SwitchedOff) else _openai(error, message)
 
 
+def _api_server(error: GatewayError, message: str) -> Mapping[str, Any]:
+    return {"error": message}
+
+
 def lowered(text: str) -> str:
     """A sentence without its capital and its full stop."""
     return text[:1].lower() + text[1:].removesuffix(".")
@@ -55,6 +59,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         PREFIXES["imitate"]: _GO_CHATGPT_2,
         PREFIXES["backend_api"]: _GO_CHATGPT_2,
         PREFIXES["chatgpt_to_api"]: Shape(_chatgpt_to_api, open_to_browsers=True),
+        PREFIXES["api_server"]: Shape(_api_server, open_to_browsers=True),
     }
 )
 """By a path's first segment; every other path's is OpenAI's."""

@@ -19,6 +19,8 @@ from typing import Any
 from wsproto.frame_protocol import FrameDecoder, Opcode, ParseFailed
 from wsproto.utilities import generate_accept_token
 
+from gateway.core.agent_session import SocketClosed
+
 MAX_BYTES, SEND_S = 16_000_000, 60.0
 MESSAGE_S, SLOWEST_BYTES = 60.0, 65_536
 """A message that has begun has so long to arrive, and a second more for each so many bytes that are there."""
@@ -36,12 +38,8 @@ class NotAWebSocket(Exception):
     """The request asks for no websocket, or not as it should. Nothing was written: it can be answered like any other."""
 
 
-class WebSocketClosed(Exception):
+class WebSocketClosed(SocketClosed):
     """It is at its end. `code` is the peer's, or ours where we closed first; 1005: the peer named none; 1006: its connection was lost."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(f"the websocket is closed ({code})")
-        self.code, self.reason = code, reason
 
 
 class Violation(Exception):

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gateway.core.catalog import Deployment
 from gateway.core.exchange import Exchange
 from gateway.core.routing import Candidate
 from gateway.store import conversations
@@ -97,6 +98,17 @@ class Affinity:
         if key not in self._known and number is not None:
             self._remember(key, self._database.write(lambda: conversations.bind(key, pool.id, number, exchange.at)))
 
+    def binding(self, exchange: Exchange, pool_id: int, name: str) -> int | None:
+        """To which credential the conversation of this name is bound; None for one that is not known. Raises StoreUnavailable."""
+        exchange.conversation = name
+        return self._database.read(lambda: conversations.bound(conversation_key(exchange, pool_id)))
+
+    def bind(self, exchange: Exchange, pool_id: int, credential: int, name: str) -> None:
+        """From now on the conversation goes on there. Raises StoreUnavailable."""
+        exchange.conversation = name
+        key = conversation_key(exchange, pool_id)
+        self._remember(key, self._database.write(lambda: conversations.bind(key, pool_id, credential, exchange.at)))
+
     def _bound(self, key: str, members: Sequence[Candidate]) -> int | None:
         """What is remembered of a credential that is not there any more is asked for again: a deleted one binds nothing."""
         own = self._known.get(key)
@@ -121,7 +133,12 @@ def conversation_key(exchange: Exchange, pool_id: int) -> str:
 
 def credential_id(candidate: Candidate) -> int | None:
     """Of "credential:3-AT.1", 3."""
-    kind, _, rest = candidate.deployment.credential_subject.partition(":")
+    return credential_number(candidate.deployment)
+
+
+def credential_number(deployment: Deployment) -> int | None:
+    """The id of its credential's row."""
+    kind, _, rest = deployment.credential_subject.partition(":")
     number = rest.partition("-")[0]
     return int(number) if kind == "credential" and number.isdecimal() else None
 

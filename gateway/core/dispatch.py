@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gateway.backend import Backend, Call, Reply, Secret
 from gateway.core.affinity import Affinity
+from gateway.core.agent_queue import AgentQueue, queue_of
 from gateway.core.caller import CALLER
 from gateway.core.catalog import Deployment
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.head import Answer, Framing, read_head
 from gateway.core.metering import whole
 from gateway.core.policies import Policies
-from gateway.core.pool import Lease, Pool, Rest
+from gateway.core.pool import Lease, Pool
+from gateway.core.rests import RECONNECTING, Rest
 from gateway.core.routing import Candidate
 from gateway.dialects import CODECS
 from gateway.dialects.document import with_member
 from gateway.errors import (
+    AgentLost,
     Blame,
     Cancelled,
     GatewayError,
@@ -32,7 +35,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.state.base import CONCURRENCY, DAY, REQUESTS, TOKENS
+from gateway.state.base import CONCURRENCY, DAY, QUEUE, REQUESTS, TOKENS
 from gateway.state.conditions import FOREVER, PROBING
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ EXTRA_ATTEMPTS = 2
 RETRY_WINDOW_S = 10.0
 RETRY_FLOOR, RETRY_SHARE = 10, 0.2
 REDACTED = "[redacted]"
-LIMITED = frozenset({"rate_limited", REQUESTS, TOKENS, CONCURRENCY, DAY})
+LIMITED = frozenset({"rate_limited", REQUESTS, TOKENS, CONCURRENCY, DAY, QUEUE})
 """Reasons that are a limit: the upstream's, or one that the operator gave the credential."""
 UNANSWERED = 500
 """What a client with a credential of its own is told where its upstream gave no answer."""
@@ -76,8 +79,16 @@ class RetryBudget:
 class Dispatcher:
     """Sends a call to one candidate after the other until one answers."""
 
-    def __init__(self, pool: Pool, policies: Policies, affinity: Affinity, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pool, self._policies, self._affinity, self._metrics, self._clock = pool, policies, affinity, metrics, clock
+    def __init__(
+        self,
+        pool: Pool,
+        policies: Policies,
+        affinity: Affinity,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        queue: AgentQueue | None = None,
+    ) -> None:
+        self._pool, self._policies, self._affinity, self._metrics, self._clock, self._queue = pool, policies, affinity, metrics, clock, queue
         self._budget = RetryBudget(clock)
 
     def send(self, exchange: Exchange, candidates: Sequence[Candidate]) -> Answer:
@@ -91,8 +102,9 @@ class Dispatcher:
         self._budget.note_call()
         errors: list[UpstreamError] = []
         untried = self._affinity.kept(exchange, candidates)
+        exchange.queue = queue_of(exchange, untried)
         while True:
-            candidate = self._leased(exchange, untried, candidates)
+            candidate = self._leased_in_time(exchange, untried, candidates)
             if candidate is None:
                 raise self._verdict(exchange, candidates, errors)
             untried.remove(candidate)
@@ -136,6 +148,15 @@ class Dispatcher:
     def resting(self, deployments: Iterable[Deployment]) -> list[tuple[Deployment, Rest]]:
         """Those of them that rest in this worker now, for their own model."""
         return self._pool.resting(deployments)
+
+    def _leased_in_time(self, exchange: Exchange, untried: Sequence[Candidate], candidates: Sequence[Candidate]) -> Candidate | None:
+        """The one to try next, also where the call has to wait for an agent."""
+        candidate = self._leased(exchange, untried, candidates)
+        if candidate is None and self._queue is not None:
+            candidate = self._queue.wait(exchange, untried, lambda: self._leased(exchange, untried, candidates))
+        if candidate is not None:
+            exchange.excluded.pop(candidate.deployment.place, None)
+        return candidate
 
     def _leased(self, exchange: Exchange, untried: Sequence[Candidate], candidates: Sequence[Candidate]) -> Candidate | None:
         """The one to try next, held by the exchange; None where nothing is fit, or has a place left."""
@@ -190,6 +211,8 @@ class Dispatcher:
         error = errors[-1]
         if not error.retryable or exchange.left or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
             return []
+        if isinstance(error, AgentLost):
+            untried = [*untried, failed]
         if isinstance(error, UpstreamUnreachable):  # another credential on the same way would meet the same
             untried = [other for other in untried if other.way != failed.way]
         if isinstance(error, UpstreamTimeout):
@@ -198,7 +221,12 @@ class Dispatcher:
                 return []
             now = self._clock()  # one other deployment, if a full first-byte period is left
             untried = [other for other in untried if exchange.started + other.deployment.deadlines.total_s - now >= other.deployment.deadlines.first_byte_s]
-        return list(untried) if any(self._pool.rest(other) is None for other in untried) else []
+        return list(untried) if any(self._may_answer(other) for other in untried) else []
+
+    def _may_answer(self, candidate: Candidate) -> bool:
+        """Now, or in a moment."""
+        rest = self._pool.rest(candidate)
+        return rest is None or rest.reason == RECONNECTING
 
     def _attempt(self, exchange: Exchange, candidate: Candidate) -> Answer:
         deployment = candidate.deployment
@@ -247,6 +275,8 @@ class Dispatcher:
         limited = all(isinstance(error, UpstreamRefused) and error.upstream_status == 429 and error.blame is Blame.CREDENTIAL_MODEL for error in errors)
         at_limits = {rest.reason for rest in rests} - {PROBING}
         if limited and (errors or (at_limits and at_limits <= LIMITED)):
+            if all(candidate.deployment.hosted for candidate in candidates):
+                return RateLimited("Every agent that serves this model is busy.", code="agents_busy", retry_after_s=wait_s)
             return RateLimited("Every deployment of this model is at its upstream's rate limit.", code="upstream_rate_limited", retry_after_s=min(wait_s, 3600))
         if not errors:
             return _none_fit(exchange, rests, wait_s)

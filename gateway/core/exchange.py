@@ -103,8 +103,8 @@ class Exchange:
     `drains`: once an upstream was asked, its answer is read on to the usage also where the client is gone.
     `served_by`: the model whose deployments answer, where that is not the one that was asked for.
     `full`: until when those that were excluded have no place left. `doubted`: whose failures may have been the caller's, with their deployment.
-    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused. `conversation`: what tells it, where a pool
-    asks for that, and `affinity` what came of it.
+    `taken`: what it took of its limits, whose `standings` were those when it began, or was refused. `queue`: where it waits for
+    agents. `conversation`: what tells it, where a pool asks for that, and `affinity` what came of it.
     """
 
     id: str
@@ -129,6 +129,7 @@ class Exchange:
     served_by: str = ""
     claim: Claim | None = None
     lease: Held | None = None
+    queue: str | None = None
     conversation: str | None = None
     affinity: dict[str, Any] | None = None
     first_byte: float | None = None
@@ -232,6 +233,11 @@ class Exchange:
             "status": attempt.status,
             "ms": None if attempt.ended is None else round((attempt.ended - attempt.started) * 1000),
         }
+
+
+def attempt_id(exchange: Exchange) -> str:
+    """Of the exchange's next attempt."""
+    return f"{exchange.id}/{len(exchange.attempts)}"
 
 
 class OpenExchanges:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from gateway.backend import Call
 from gateway.concurrency import every
 from gateway.core.admission import Admission, draining
+from gateway.core.agents import Agents
 from gateway.core.catalog import Catalog
 from gateway.core.dispatch import Dispatcher
 from gateway.core.drains import Drains
@@ -44,10 +45,11 @@ class Gateway:
         presence: Presence,
         metrics: Metrics,
         transitions: Transitions,
+        agents: Agents,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchanges, self.router, self.admission, self.dispatcher = exchanges, router, admission, dispatcher
-        self.housekeeping, self.transitions = housekeeping, transitions
+        self.housekeeping, self.transitions, self.agents = housekeeping, transitions, agents
         self.ledger, self.catalog, self.presence, self.metrics, self._clock = ledger, catalog, presence, metrics, clock
         self._drains = Drains()
         self._stop_metrics: Callable[[], None] | None = None
@@ -83,12 +85,14 @@ class Gateway:
         self.catalog.start()
         self.transitions.seed()
         self.housekeeping.start()
+        self.agents.start()
         self.metrics.sample(self._observe)
         self._stop_metrics = every(1.0, self.metrics.refresh, "metrics")
 
     def _observe(self) -> None:
         """What this worker's state looks like now, for the metrics."""
         self.metrics.open.set(len(self.exchanges))
+        self.metrics.agents.set(len(self.agents))
         self.metrics.catalog(self.catalog.generation, self.catalog.confirmed_at, self.catalog.reachable)
         rests = self.dispatcher.resting(self.catalog.snapshot.everyone())
         quarantined = {deployment.credential_subject for deployment, rest in rests if rest.reason == "quarantined"}
@@ -101,6 +105,7 @@ class Gateway:
         connection ends. The server may end the process as soon as no connection is left.
         """
         self.admission.drain()
+        self.agents.drain_beside(deadline)
         while self._clock() < deadline - LAST_WORDS_S:
             time.sleep(0.05)
         self.admission.stop()
@@ -113,6 +118,7 @@ class Gateway:
         if self._stop_metrics is not None:
             self._stop_metrics()
             self.metrics.refresh()
+        self.agents.close()
         self.housekeeping.close()
         self.transitions.flush(FLUSH_S)
         self.catalog.close()

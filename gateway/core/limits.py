@@ -17,7 +17,7 @@ from gateway.concurrency import spawn
 from gateway.core.catalog import Catalog, Deployment
 from gateway.core.exchange import Exchange
 from gateway.core.holds import choices_bound, input_bound, output_bound
-from gateway.core.pool import Rest
+from gateway.core.rests import Rest
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled, RateLimited
 from gateway.state.base import CONCURRENCY, QUEUE, REQUESTS, TOKENS, Full, Limit, Limits, Standing, StateUnavailable
@@ -108,11 +108,12 @@ class CallLimits:
         if limit is None or self._clock() - self._broken_at < BROKEN_S:
             return Taken(lambda: None)
         tokens = self._tokens(exchange, self._catalog.snapshot.model(exchange.model_asked)) if limit.tpm is not None else 0
+        queue = exchange.queue if deployment.hosted else None
         try:
             self._pay()
             if limit.per_day is not None and not self._state.is_tallied(limit.subject):
                 self._state.tally(limit.subject, self._calls_today(deployment.credential or ""))
-            found = self._state.take(attempt, (limit,), tokens)
+            found = self._state.take(attempt, (limit,), tokens, queue)
         except StateUnavailable as error:
             self._tell(error)
             return Taken(lambda: None)
@@ -124,6 +125,8 @@ class CallLimits:
             answered = exchange.usage is not None and len(exchange.attempts) == number + 1
             used = sum(exchange.usage.buckets().values()) if answered and exchange.usage is not None else 0
             self._owe(partial(self._state.finish, attempt, (limit,), tokens, used))
+            if queue is not None:
+                self._room.wake(queue)
 
         return Taken(give)
 

@@ -10,12 +10,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gateway.core.blame import Sentence, evidence_of, sentence
 from gateway.core.catalog import Deployment
-from gateway.core.exchange import Exchange, Held
+from gateway.core.exchange import Exchange, Held, attempt_id
+from gateway.core.rests import Hosts, NoHosts, Rest
 from gateway.core.routing import Candidate
 from gateway.core.standing import Standings
 from gateway.errors import UpstreamError, UpstreamRefused
@@ -34,14 +35,6 @@ PROBE_S = 120.0
 """How long a call may find out whether a rest is over, before another may: it tells as soon as its answer begins."""
 PUBLISH_S = 5.0
 """How often a worker tells the others who calls a deployment: the window is many times longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """Why a candidate is not fit, and until when (monotonic)."""
-
-    reason: str
-    until: float
 
 
 class Lease:
@@ -68,7 +61,10 @@ Take = Callable[[Exchange, Deployment, str], Held | Rest]
 
 
 class Pool:
-    """`tell` is given every transition; `take` what a credential's own limits allow; `owner` is this worker's id, `alive` whether one's worker runs."""
+    """`tell` is given every transition; `take` what a credential's own limits allow; `owner` is this worker's id, `alive` whether one's worker runs.
+
+    `hosts` knows which agents are connected.
+    """
 
     def __init__(
         self,
@@ -80,8 +76,10 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        hosts: Hosts | None = None,
     ) -> None:
         self._conditions, self._tell, self._take, self._owner, self._alive = conditions, tell, take, owner, alive
+        self._hosts: Hosts = NoHosts() if hosts is None else hosts
         self._clock, self._chance, self._wall_ms = clock, chance, wall_ms
         self.standings = Standings(clock)
 
@@ -90,6 +88,8 @@ class Pool:
     def rest(self, candidate: Candidate) -> Rest | None:
         """None where the candidate may be called, if only to find out; else the longest of the rests that keep it."""
         deployment, now = candidate.deployment, self._clock()
+        if deployment.hosted and (absent := self._hosts.rest(candidate)) is not None:
+            return absent
         if deployment.expires_at is not None and deployment.expires_at <= self._wall_ms():
             return Rest("expired", FOREVER)
         conditions = self._conditions.current()
@@ -118,8 +118,10 @@ class Pool:
             return probes
         taken: Held | Rest | None = Rest("", 0.0)
         try:
-            has_limit = candidate.deployment.limit is not None
-            taken = self._take(exchange, candidate.deployment, f"{exchange.id}/{len(exchange.attempts)}") if has_limit else None
+            deployment = candidate.deployment
+            if deployment.hosted:
+                deployment = replace(deployment, limit=self._hosts.limit(deployment.credential_place, deployment.limit))
+            taken = self._take(exchange, deployment, attempt_id(exchange)) if deployment.limit is not None else None
         finally:
             if isinstance(taken, Rest):
                 for subject in probes:

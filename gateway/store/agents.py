@@ -84,6 +84,10 @@ def find_enrolment_by_name(name: str) -> Enrolment | None:
     return _first(EnrolmentRow.name == name)
 
 
+def find_enrolment_by_id(enrolment_id: int) -> Enrolment | None:
+    return _first(EnrolmentRow.id == enrolment_id)
+
+
 def list_enrolments() -> list[Enrolment]:
     return _enrolments(None)
 

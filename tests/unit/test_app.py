@@ -75,7 +75,7 @@ def test_every_route_declares_who_may_use_it(settings: Settings) -> None:
     views = app.view_functions
     routes = [(rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ()]
     policies = {(rule.rule, method): getattr(views[rule.endpoint], "policy", None) for rule, method in routes}
-    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password"}
+    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password", "ask-key", "agent"}
     gets = {(path, method) for path in ("/", "/healthz", "/readyz", "/openapi.json") for method in ("GET", "HEAD")}
     preflights = {(f"/{family}/<path:rest>", "OPTIONS") for family in ("chatgpt", "platform", "imitate", "api")}
     of_old_tokens = {("/chatgpt-to-api/ping", "GET"), ("/chatgpt-to-api/ping", "HEAD"), ("/chatgpt-to-api/v1/chat/completions", "OPTIONS")}

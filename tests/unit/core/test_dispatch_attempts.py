@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from gateway.backend import Call, Deadlines, Proxy, Reply, Secret, Target
-from gateway.core.pool import Rest
+from gateway.core.rests import Rest
 from gateway.errors import Cancelled, RateLimited, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from gateway.state.base import Limit
 from gateway.store.pools import Pool

@@ -33,7 +33,7 @@ from gateway.store import exchanges, ledger
 from gateway.store.database import Database
 from gateway.store.exchanges import ExchangeRow
 from gateway.store.ledger import Entry
-from tests.factories import JSON, SSE, Books, Chunks, Scripted, StillClient, call, call_limits, migrated, principal
+from tests.factories import JSON, SSE, Books, Chunks, Scripted, StillClient, agents_of, call, call_limits, migrated, principal
 
 DONE = b"data: [DONE]\n\n"
 CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -64,6 +64,7 @@ class Stage:
             presence=self.presence,
             metrics=self.metrics,
             transitions=transitions,
+            agents=agents_of(database, run_path, self.presence),
         )
         database.write(lambda: rows.create_deployment("d", rows.create_model("m", 0).id, "tests.factories:Scripted", 0))
         catalog.refresh()

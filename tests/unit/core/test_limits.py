@@ -15,7 +15,7 @@ from gateway.core import limits as limits_module
 from gateway.core.catalog import Backends, Catalog
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.limits import CallLimits, Taken
-from gateway.core.pool import Rest
+from gateway.core.rests import Rest
 from gateway.core.waiting import WaitingRoom
 from gateway.dialects.events import Usage
 from gateway.errors import Cancelled, RateLimited

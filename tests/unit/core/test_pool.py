@@ -7,7 +7,8 @@ import pytest
 from gateway.backend import Proxy
 from gateway.core.blame import LONG_S, SHORT_S
 from gateway.core.exchange import Attempt, Exchange
-from gateway.core.pool import WINDOW_S, Lease, Rest
+from gateway.core.pool import WINDOW_S, Lease
+from gateway.core.rests import Rest
 from gateway.core.routing import Candidate
 from gateway.errors import UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from gateway.state.base import Limit

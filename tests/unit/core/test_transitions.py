@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.pool import Rest
+from gateway.core.rests import Rest
 from gateway.core.transitions import LOOK_BACK_MS, Transitions
 from gateway.errors import StoreUnavailable
 from gateway.presence import Presence

@@ -1,0 +1,343 @@
+"""What an agent's websocket is to the gateway: protocol v2 of docs/agents.md on the holder's side. agent_older.py has the protocol before it.
+
+A session belongs to one connection. One greenlet runs it and reads; each request has one more, which serves the channel of its client.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.dialects.openai_chat import dumps
+from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost
+
+HELLO_S = 10.0
+PING_S, PONG_S = 20.0, 4.0
+"""How often an agent is asked whether it is there, and how long its second silence is waited for: 44 s at most until one that hangs is found out."""
+GRACE_S = 5.0
+FIRST_FRAME_S = 10.0
+MOST_MODELS, NAME_CHARACTERS, MOST_CONCURRENCY = 1000, 128, 1024
+ENDED_REMEMBERED = 4096
+PROTOCOL_ERROR, UNKNOWN, FORBIDDEN, TIMED_OUT, REPLACED, TOO_MUCH, UNAVAILABLE = 4400, 4401, 4403, 4408, 4409, 4429, 4503
+LEAVING = 1012
+_OF_REQUESTS = frozenset({"delta", "done", "error"})
+
+
+class SocketClosed(Exception):
+    """The websocket's end, as `Socket` raises it. `code` is the peer's, or 1006 where it said none."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"the websocket is closed ({code})")
+        self.code, self.reason = code, reason
+
+
+class Socket(Protocol):
+    """A websocket. One greenlet receives; any may send or close."""
+
+    def send(self, text: str | bytes) -> None:
+        """Raises SocketClosed, also where the peer takes nothing for too long."""
+
+    def receive(self, timeout_s: float | None) -> str | None:
+        """None when the time is up. Raises SocketClosed."""
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Idempotent; wakes who receives."""
+
+
+class Refused(Exception):
+    """An agent that is not let in, or not any longer: with which code its websocket is closed, and why in a few words."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What an agent says of itself. `name` is empty for the only one of its token; `models` is None where it cannot say which it serves."""
+
+    name: str = ""
+    token: str = field(default="", repr=False)
+    models: tuple[str, ...] | None = None
+    concurrency: int = 1
+    session: str = ""
+    resumes: bool = False
+    software: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What it is told: its name here, the session that was taken note of, and what it may serve."""
+
+    agent: str
+    session: str
+    models: tuple[str, ...]
+
+
+class Session(Protocol):
+    """`announced` is called with what an agent says anew that it serves; `rtt_ms` is of the last ping, `heard_at` of the last good answer (Unix seconds)."""
+
+    protocol: int
+    rtt_ms: float | None
+    used_at: float | None
+    heard_at: float | None
+    leaving: bool
+    announced: Callable[[Hello], None]
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def hello(self) -> Hello:
+        """Wait for the agent's introduction. Raises Refused, SocketClosed."""
+        ...
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Raises SocketClosed."""
+
+    def run(self) -> None:
+        """Read until the end. Raises SocketClosed, or Refused where the agent broke the protocol."""
+
+    def attend(self, channel: Channel) -> None:
+        """Serve a client's channel until it closes. Never raises."""
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the websocket; whoever waits for an answer over it learns that it is lost. Idempotent."""
+
+
+class _Head(msgspec.Struct):
+    """What must be known of a frame to pass it on."""
+
+    type: str
+    id: str = ""
+    at: Any = None
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    channel: Channel
+    credit: int
+
+
+class SessionV2:
+    """Frames pass as they are; what is looked at is whose they are, and whether there was credit for them."""
+
+    protocol = 2
+
+    def __init__(self, socket: Socket, clock: Callable[[], float] = time.monotonic) -> None:
+        self._socket, self._clock = socket, clock
+        self._requests: dict[str, _Request] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pinged_at = self._ponged_at = clock()
+        self._unanswered = 0
+        self.rtt_ms: float | None = None
+        self.used_at: float | None = None
+        self.heard_at: float | None = None
+        self.leaving = False
+        self.announced: Callable[[Hello], None] = lambda hello: None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    def hello(self) -> Hello:
+        raw = self._socket.receive(HELLO_S)
+        if raw is None:
+            raise Refused(TIMED_OUT, f"no hello within {HELLO_S:.0f} s")
+        document = _object(raw)
+        if document.get("type") != "hello":
+            raise Refused(PROTOCOL_ERROR, "the first frame must be a hello")
+        return read_hello(document)
+
+    def welcome(self, welcome: Welcome) -> None:
+        told = {"agent": welcome.agent, "session": welcome.session, "models": welcome.models}
+        self._tell(type="welcome", ping_s=PING_S, grace_s=GRACE_S, max_bytes=MAX_FRAME_BYTES, **told)
+        self._pinged_at = self._ponged_at = self._clock()
+
+    def run(self) -> None:
+        while True:
+            raw = self._socket.receive(self._until_next_ping_s())
+            if raw is None:
+                self._ping()
+            else:
+                self._take(raw)
+
+    def attend(self, channel: Channel) -> None:
+        id = ""
+        try:
+            id = self._begun(channel)
+            while True:
+                raw = channel.receive(3600.0)
+                if raw is not None:
+                    self._pass_on(id, raw)
+        except ChannelLost:
+            self._give_up(id)
+        except (SocketClosed, msgspec.DecodeError):  # `run` hears of the first as well, and says so to all
+            channel.close()
+        finally:
+            self._forget(id)
+
+    def end(self, code: int, reason: str) -> None:
+        self._socket.close(code, reason)
+        with self._lock:
+            self._closed = True
+            left, self._requests = list(self._requests.items()), {}
+        for id, request in left:
+            tell_lost(request.channel, id)
+
+    # from the agent
+
+    def _take(self, raw: str) -> None:
+        try:
+            head = _heads.decode(raw)
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            head = _Head(**{name: value for name, value in _object(raw).items() if name in ("type", "id", "at") and (isinstance(value, str) or name == "at")})
+        if head.type in _OF_REQUESTS:
+            self._answer(head, raw)
+        elif head.type == "pong":
+            self._ponged()
+        elif head.type == "ping":
+            self._tell(type="pong", at=head.at)
+        elif head.type == "update":
+            self.announced(read_hello(_object(raw)))
+        elif head.type == "leaving":
+            self.leaving = True
+        else:
+            raise Refused(PROTOCOL_ERROR, "a frame of an unknown type")
+
+    def _answer(self, head: _Head, raw: str) -> None:
+        request = self._requests.get(head.id)
+        if request is None:
+            if head.id in self._ended:
+                return
+            raise Refused(PROTOCOL_ERROR, "a frame of a request that was never given to this agent")
+        request.credit -= 1
+        if request.credit < 0:
+            raise Refused(TOO_MUCH, "more frames than there was credit for")
+        try:
+            request.channel.send(raw.encode("utf-8", "surrogatepass"))
+        except ChannelLost:
+            self._give_up(head.id)
+            return
+        if head.type != "delta":
+            if head.type == "done":
+                self.heard_at = time.time()
+            self._end(head.id)
+
+    # from a client
+
+    def _begun(self, channel: Channel) -> str:
+        """The id of the request that the channel begins with, which the agent has now."""
+        raw = channel.receive(FIRST_FRAME_S)
+        if raw is None:
+            raise ChannelLost("gone")
+        document = msgspec.json.decode(raw)
+        id: str = document["id"]
+        with self._lock:
+            if self._closed:
+                raise ChannelLost("gone")
+            self._requests[id] = _Request(channel, int(document["credit"]))
+            self._ended.pop(id, None)
+        self.used_at = time.time()
+        self._socket.send(raw)
+        return id
+
+    def _pass_on(self, id: str, raw: bytes) -> None:
+        request = self._requests.get(id)
+        if b'"credit"' in raw and request is not None:
+            request.credit += int(msgspec.json.decode(raw).get("n") or 0)
+        self._socket.send(raw)
+
+    def _give_up(self, id: str) -> None:
+        """Nobody waits for it."""
+        if id in self._requests:
+            self._end(id)
+            try:
+                self._tell(type="cancel", id=id)
+            except SocketClosed:
+                return
+
+    def _end(self, id: str) -> None:
+        """Late frames of it are passed over; its channel stays, for the client's last word."""
+        with self._lock:
+            self._requests.pop(id, None)
+            self._ended[id] = None
+            while len(self._ended) > ENDED_REMEMBERED:
+                self._ended.popitem(last=False)
+
+    def _forget(self, id: str) -> None:
+        if id in self._requests:
+            self._end(id)
+
+    # whether it is there
+
+    def _until_next_ping_s(self) -> float:
+        wait_s = PONG_S if self._unanswered > 1 else PING_S
+        return max(self._pinged_at + wait_s - self._clock(), 0.0)
+
+    def _ping(self) -> None:
+        if self._unanswered > 1:
+            raise Refused(TIMED_OUT, "two pings without a pong")
+        self._pinged_at = self._clock()
+        self._unanswered += 1
+        self._tell(type="ping", at=round(self._pinged_at * 1000))
+
+    def _ponged(self) -> None:
+        if self._unanswered:
+            self._unanswered = 0
+            self.rtt_ms = round((self._clock() - self._pinged_at) * 1000, 1)
+
+    def _tell(self, **members: Any) -> None:
+        self._socket.send(dumps(members))
+
+
+_heads = msgspec.json.Decoder(_Head)
+
+
+def tell_lost(channel: Channel, id: str) -> None:
+    """The client's worker learns that the agent's socket is gone."""
+    try:
+        channel.send(dumps({"id": id, "type": "lost", "cause": "gone"}))
+    except ChannelLost:
+        return
+    finally:
+        channel.close()
+
+
+def _object(raw: str) -> dict[str, Any]:
+    """Raises Refused for what is no JSON object."""
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        raise Refused(PROTOCOL_ERROR, "a frame that is no JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("type"), str):
+        raise Refused(PROTOCOL_ERROR, "a frame that is no object with a type")
+    return document
+
+
+def read_hello(document: dict[str, Any]) -> Hello:
+    """Of `hello`, or of `update`. Raises Refused."""
+    models, concurrency = document.get("models", []), document.get("concurrency", 1)
+    texts = {name: document.get(name) or "" for name in ("agent", "token", "session", "software")}
+    if not isinstance(models, list) or len(models) > MOST_MODELS or not all(isinstance(each, str) and 0 < len(each) <= 256 for each in models):
+        raise Refused(PROTOCOL_ERROR, f"models must be a list of at most {MOST_MODELS} names")
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_CONCURRENCY:
+        raise Refused(PROTOCOL_ERROR, f"concurrency must be from 1 to {MOST_CONCURRENCY}")
+    if not all(isinstance(text, str) and len(text) <= NAME_CHARACTERS and text.isascii() and text.isprintable() for text in texts.values()):
+        raise Refused(PROTOCOL_ERROR, f"agent, token, session and software must be texts of at most {NAME_CHARACTERS} printable ASCII characters")
+    return Hello(
+        name=texts["agent"],
+        token=texts["token"],
+        models=tuple(dict.fromkeys(models)),
+        concurrency=concurrency,
+        session=texts["session"],
+        resumes=document.get("resumes") is True and bool(texts["session"]),
+        software=texts["software"],
+    )
