@@ -163,7 +163,9 @@ def list_agents(database: Database, holders: Mapping[str, Holder] | None = None)
 
 
 def revoke(database: Database, name: str, at: int) -> Enrolment:
-    """Its agents are cut off within a second, and none comes in. Raises NotFound."""
+    """Its agents are cut off within a second, and none comes in: with OPEN none that has no token, also where none came yet. Raises NotFound."""
+    if name == OPEN:
+        ensure_open_enrolment(database, at)
     return database.write(lambda: agents.revoke_enrolment(_required(name).id, at))
 
 
