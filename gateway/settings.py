@@ -247,8 +247,8 @@ class Settings:
 
 _FIELDS = MappingProxyType({field.metadata["name"]: field for field in dataclasses.fields(Settings) if "name" in field.metadata})
 NAMES: frozenset[str] = frozenset(_FIELDS)
-CLIENT_NAMES = frozenset({"GATEWAY_KEY"})
-"""What a client's shell may hold: the key that the printed curl line uses."""
+CLIENT_NAMES = frozenset({"GATEWAY_KEY", "GATEWAY_AGENT_TOKEN", "GATEWAY_AGENT_UPSTREAM_KEY"})
+"""What a client's shell may hold: the key that the printed curl line uses, and what the reference agent presents."""
 
 
 def _unknown(name: str) -> str:

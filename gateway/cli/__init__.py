@@ -9,6 +9,7 @@ import click
 from gateway import __version__
 from gateway.cli import (
     accounts,
+    agents,
     alerts,
     batches,
     budgets,
@@ -54,6 +55,7 @@ for command in (
     catalog.deployment,
     credentials.credential,
     pools.pool,
+    agents.agent,
     prices.price,
     budgets.budget,
     budgets.credit,

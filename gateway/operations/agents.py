@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.backend import Secret
 from gateway.core.globs import is_glob, matches, matches_any
@@ -32,6 +32,8 @@ GLOBS = 100
 MODELS = 500
 """The most that agents may make in a pool by announcing them."""
 AGENTS = 100_000
+CONCURRENCY, SOFTWARE_CHARACTERS = 1024, 128
+_AGENT = re.compile(r"[ -~]{0,128}")
 REFUSAL = "The agent's token is missing, unknown, expired or revoked."
 
 
@@ -128,8 +130,21 @@ def find_enrolment(database: Database, hasher: KeyHasher, token: str, at: int) -
 
 
 def ensure_agent(database: Database, vault: Vault, enrolment: Enrolment, announced: Announced, at: int) -> Credential:
-    """The agent's credential, made at its first hello. Raises BadRequest ("too_many_agents"), NotFound for an enrolment that is gone, StoreUnavailable."""
-    return database.write(lambda: agents.ensure_agent(enrolment, announced, at, lambda number: vault.seal("", credential_place(number))))
+    """The agent's credential, made at its first hello. What it announces is kept as `cleaned` has it.
+
+    Raises BadRequest ("too_many_agents"; or for a name that cannot be one), NotFound for an enrolment that is gone, StoreUnavailable.
+    """
+    if not _AGENT.fullmatch(announced.name):
+        raise BadRequest("an agent's name has at most 128 printable ASCII characters")
+    kept = cleaned(enrolment, announced)
+    return database.write(lambda: agents.ensure_agent(enrolment, kept, at, lambda number: vault.seal("", credential_place(number))))
+
+
+def cleaned(enrolment: Enrolment, announced: Announced) -> Announced:
+    """What an agent says, within bounds: of its models those that its token covers, each once, as far as they can be models' names."""
+    covered = [name for name in dict.fromkeys(announced.models) if _is_model(name) and matches_any(name, enrolment.models)]
+    software = "".join(each if each.isprintable() else "?" for each in announced.software[:SOFTWARE_CHARACTERS])
+    return replace(announced, models=tuple(covered[:MODELS]), software=software, concurrency=min(max(announced.concurrency, 1), CONCURRENCY))
 
 
 def ensure_deployments(database: Database, enrolment: Enrolment, models: Iterable[str], at: int, passed: Sequence[str] = ()) -> tuple[str, ...]:
@@ -138,7 +153,7 @@ def ensure_deployments(database: Database, enrolment: Enrolment, models: Iterabl
     A name that somebody else serves is left out, and logged: no agent captures it. Behind a glob everything is somebody else's, but
     for what the token names, or covers by a narrower glob. `passed`: globs that are served besides the catalog's. Raises StoreUnavailable.
     """
-    names = [name for name in dict.fromkeys(models) if matches_any(name, enrolment.models)]
+    names = [name for name in dict.fromkeys(models) if _is_model(name) and matches_any(name, enrolment.models)]
     sorted_out = database.read(lambda: _sorted_out(enrolment, names, passed))
     if sorted_out.new:
         try:
@@ -147,7 +162,7 @@ def ensure_deployments(database: Database, enrolment: Enrolment, models: Iterabl
             sorted_out = database.read(lambda: _sorted_out(enrolment, names, passed))
     if sorted_out.refused:
         some = ", ".join(sorted_out.refused[:5])
-        log.warning("agents of %s do not serve %s: others do, or it cannot be a model's name, or there are %d", enrolment.name, some, MODELS)
+        log.warning("agents of %s do not serve %s: others do, or there are %d models of theirs already", enrolment.name, some, MODELS)
     return sorted_out.served
 
 
@@ -163,7 +178,9 @@ def list_agents(database: Database, holders: Mapping[str, Holder] | None = None)
 
 
 def revoke(database: Database, name: str, at: int) -> Enrolment:
-    """Its agents are cut off within a second, and none comes in. Raises NotFound."""
+    """Its agents are cut off within a second, and none comes in: with OPEN none that has no token, also where none came yet. Raises NotFound."""
+    if name == OPEN:
+        ensure_open_enrolment(database, at)
     return database.write(lambda: agents.revoke_enrolment(_required(name).id, at))
 
 
@@ -171,7 +188,7 @@ def rotate(database: Database, hasher: KeyHasher, name: str, at: int) -> Enrolle
     """Another token for the same agents; the one before lets nobody in from now on. Raises NotFound, BadRequest."""
     token = mint_key(KIND)
 
-    def replace() -> Enrolment:
+    def exchange() -> Enrolment:
         found = _required(name)
         if found.name == OPEN:
             raise BadRequest(f"the agents of {OPEN} have no token")
@@ -179,7 +196,7 @@ def rotate(database: Database, hasher: KeyHasher, name: str, at: int) -> Enrolle
             raise BadRequest(f"the enrolment {name} is {found.state(at)}; delete it, and enrol anew")
         return agents.replace_token(found.id, hasher.hash(token), _shown(token))
 
-    return Enrolled(database.write(replace), Secret(token))
+    return Enrolled(database.write(exchange), Secret(token))
 
 
 def delete(database: Database, name: str) -> ListedEnrolment:
@@ -224,14 +241,19 @@ def _is_own(row: Deployment, pool_id: int) -> bool:
     return row.pool_id == pool_id and row.backend == BACKEND
 
 
-def _may_be_made(enrolment: Enrolment, name: str, globs: Collection[str]) -> bool:
+def _is_model(name: str) -> bool:
+    """Whether it can be the name of one model."""
     try:
         check_model_name(name)
     except BadRequest:
         return False
+    return not is_glob(name)
+
+
+def _may_be_made(enrolment: Enrolment, name: str, globs: Collection[str]) -> bool:
     scopes = [scope for scope in enrolment.models if matches(name, scope)]
     behind = [glob for glob in globs if matches(name, glob)]
-    return not is_glob(name) and all(any(scope != glob and matches(scope, glob) for scope in scopes) for glob in behind)
+    return all(any(scope != glob and matches(scope, glob) for scope in scopes) for glob in behind)
 
 
 def _made(enrolment: Enrolment, names: Sequence[str], passed: Sequence[str], at: int) -> _SortedOut:

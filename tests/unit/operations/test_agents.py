@@ -209,8 +209,7 @@ def test_agents_without_a_token_have_an_enrolment_of_their_own(database: Databas
         agents.rotate(database, secrets.hasher, OPEN, AT)
 
 
-def test_that_door_can_be_closed_and_opened_again(database: Database) -> None:
-    agents.ensure_open_enrolment(database, AT)
+def test_that_door_can_be_closed_before_anybody_came_and_opened_again(database: Database) -> None:
     agents.revoke(database, OPEN, AT)
     assert agents.ensure_open_enrolment(database, AT).state(AT) == "revoked"
     agents.delete(database, OPEN)
@@ -222,3 +221,26 @@ def test_a_pool_to_which_a_token_leads_is_not_deleted(database: Database, secret
     enrolled(database, secrets, models=("llama*",))
     with pytest.raises(Conflict, match="the pool agents is used by laptop"):
         pools.delete_pool(database, "agents")
+
+
+def test_what_an_agent_says_is_kept_within_bounds(database: Database, secrets: Secrets) -> None:
+    made = enrolled(database, secrets, models=("*",))
+    said = Announced("", ("m", "m", "*", "a b", "\ud800", "x" * 300, *(f"m{number}" for number in range(600))), 2, "ref\0\n\ud800" + "x" * 500, 10**9)
+    agents.ensure_agent(database, secrets.vault, made.enrolment, said, AT)
+    kept = database.read(rows.list_agents)[0].announced
+    assert kept == agents.cleaned(made.enrolment, said)
+    assert (len(kept.models), kept.models[:2], kept.concurrency) == (agents.MODELS, ("m", "m0"), 1024)
+    assert kept.software.startswith("ref???x")
+    assert len(kept.software) == 128
+
+
+def test_models_that_a_token_does_not_cover_are_left_out(database: Database, secrets: Secrets) -> None:
+    made = enrolled(database, secrets, models=("llama*", "qwen"))
+    assert agents.cleaned(made.enrolment, Announced("", ("llama3.1", "gpt-4o", "qwen", "qwen2"), 2, "", 1)).models == ("llama3.1", "qwen")
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "caf\xe9", "a\nb", "\0", "\ud800"])
+def test_an_agent_s_name_is_printable_ascii(database: Database, secrets: Secrets, name: str) -> None:
+    with pytest.raises(BadRequest, match="printable ASCII"):
+        hello(database, secrets, enrolled(database, secrets), name)
+    assert database.read(rows.list_agents) == []
