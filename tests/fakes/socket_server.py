@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.api.websocket import MAX_BYTES, SEND_S, NotAWebSocket, WebSocket, WebSocketClosed
+from gateway.api.websocket import NotAWebSocket, WebSocket, WebSocketClosed
 
 Handler = Callable[[WebSocket], None]
 
@@ -28,10 +28,9 @@ def environ_of(head: bytes, rest: bytes, sock: socket.socket) -> dict[str, Any]:
 class SocketServer:
     """A context manager. `handler` serves each connection; `ends`: how each one ended for it, in order. A request for no websocket gets 400."""
 
-    def __init__(
-        self, handler: Handler, subprotocols: Sequence[str] = (), *, max_bytes: int = MAX_BYTES, send_s: float = SEND_S, send_buffer: int | None = None
-    ) -> None:
-        self._handler, self._subprotocols, self._max_bytes, self._send_s = handler, subprotocols, max_bytes, send_s
+    def __init__(self, handler: Handler, subprotocols: Sequence[str] = (), *, send_buffer: int | None = None, **limits: Any) -> None:
+        """`limits`: of WebSocket.accept."""
+        self._handler, self._subprotocols, self._limits = handler, subprotocols, limits
         self._listener = socket.create_server(("127.0.0.1", 0))
         if send_buffer is not None:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -83,7 +82,7 @@ class SocketServer:
             head, _, rest = received.partition(b"\r\n\r\n")
             environ = environ_of(head, rest, sock)
             try:
-                websocket = WebSocket.accept(environ, self._subprotocols, max_bytes=self._max_bytes, send_s=self._send_s)
+                websocket = WebSocket.accept(environ, self._subprotocols, **self._limits)
             except NotAWebSocket:
                 sock.sendall(b"HTTP/1.1 400 Bad Request\r\nsec-websocket-version: 13\r\ncontent-length: 11\r\n\r\nBad Request")
                 return
