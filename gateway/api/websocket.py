@@ -23,7 +23,6 @@ from gateway.core.agent_session import SocketClosed
 
 MAX_BYTES, SEND_S = 16_000_000, 60.0
 MESSAGE_S, SLOWEST_BYTES = 60.0, 65_536
-"""A message that has begun has so long to arrive, and a second more for each so many bytes that are there."""
 CLOSE_S = 1.0
 STEP_BYTES = RECEIVE_BYTES = 65_536
 LINGER_BYTES = 16 << 20
@@ -126,10 +125,24 @@ class WebSocket:
     Between greenlets nothing happens but where one waits; in threads a time that one sets for the socket could hit another's read.
     """
 
-    __slots__ = ("_closed", "_incoming", "_left_at", "_pong", "_receiving", "_send_s", "_sending", "_since", "_sock", "_turn", "_until", "subprotocol")
+    __slots__ = (
+        "_closed",
+        "_incoming",
+        "_left_at",
+        "_message_s",
+        "_pong",
+        "_receiving",
+        "_send_s",
+        "_sending",
+        "_since",
+        "_sock",
+        "_turn",
+        "_until",
+        "subprotocol",
+    )
 
-    def __init__(self, sock: socket.socket, subprotocol: str | None, max_bytes: int, send_s: float) -> None:
-        self._sock, self.subprotocol, self._send_s = sock, subprotocol, send_s
+    def __init__(self, sock: socket.socket, subprotocol: str | None, max_bytes: int, send_s: float, message_s: float) -> None:
+        self._sock, self.subprotocol, self._send_s, self._message_s = sock, subprotocol, send_s, message_s
         self._incoming = Incoming(max_bytes)
         self._receiving, self._sending = threading.Lock(), threading.Lock()
         self._closed: tuple[int, str] | None = None
@@ -140,14 +153,26 @@ class WebSocket:
         """Since when this greenlet has its turn; when nobody received any more; since when a message is under way, not counting while nobody received."""
 
     @classmethod
-    def accept(cls, environ: Mapping[str, Any], subprotocols: Sequence[str] = (), *, max_bytes: int = MAX_BYTES, send_s: float = SEND_S) -> WebSocket:
-        """Take the connection over and answer with 101. `subprotocols`: the best first. Raises NotAWebSocket or WebSocketClosed."""
+    def accept(
+        cls,
+        environ: Mapping[str, Any],
+        subprotocols: Sequence[str] = (),
+        *,
+        max_bytes: int = MAX_BYTES,
+        send_s: float = SEND_S,
+        message_s: float = MESSAGE_S,
+    ) -> WebSocket:
+        """Take the connection over and answer with 101. `subprotocols`: the best first. Raises NotAWebSocket or WebSocketClosed.
+
+        `send_s`: how long the peer may take nothing of what it is sent. `message_s`: how long a message of its own may take to arrive, and a second more
+        for each SLOWEST_BYTES of it that are there. Time in which nobody receives does not count.
+        """
         key, offered = _key(environ), _listed(environ, "HTTP_SEC_WEBSOCKET_PROTOCOL")
         subprotocol = next((name for name in subprotocols if name in offered), None)
         lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
         lines.append(f"Sec-WebSocket-Accept: {generate_accept_token(key.encode()).decode()}")
         lines += [f"Sec-WebSocket-Protocol: {subprotocol}"] if subprotocol else []
-        websocket = cls(environ["gunicorn.socket"], subprotocol, max_bytes, send_s)
+        websocket = cls(environ["gunicorn.socket"], subprotocol, max_bytes, send_s, message_s)
         websocket._incoming.feed(environ["gateway.take_over"]())
         websocket._push("\r\n".join([*lines, "", ""]).encode())
         return websocket
@@ -164,7 +189,7 @@ class WebSocket:
         """The next message, whole; None when the time is up, and what has come of a message is kept. Raises WebSocketClosed.
 
         Reads no more than it returns, answers pings, and closes the connection of a peer that breaks the protocol, sends anything but text (1003),
-        too much (1009), or too slowly (1008: MESSAGE_S).
+        too much (1009), or too slowly (1008).
         """
         with self._receiving:
             began = time.monotonic()
@@ -213,13 +238,12 @@ class WebSocket:
     def _fill(self, now: float, until: float | None) -> None:
         """Read once, within the time for the message that is under way, and until `until`."""
         wait_s = None if until is None else max(until - now, 0)
-        if self._incoming.is_under_way:
-            left_s = self._since + MESSAGE_S + self._incoming.held / SLOWEST_BYTES - now
+        is_under_way = self._incoming.is_under_way
+        if is_under_way:
+            left_s = self._since + self._message_s + self._incoming.held / SLOWEST_BYTES - now
             if left_s <= 0:
                 raise Violation(1008, "a message took too long to arrive")
             wait_s = left_s if wait_s is None else min(wait_s, left_s)
-        else:
-            self._since = now
         try:
             self._sock.settimeout(wait_s)
             data = self._sock.recv(RECEIVE_BYTES)
@@ -229,6 +253,8 @@ class WebSocket:
             data = b""
         if (after := time.monotonic()) - now > PAUSE_S:
             self._turn = after  # it waited: others had their turn
+        if not is_under_way:
+            self._since = after
         if data:
             self._incoming.feed(data)
         else:
