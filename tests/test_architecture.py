@@ -20,9 +20,14 @@ ROOT = Path(__file__).parents[1]
 MODULE_LINES, FUNCTION_LINES = 400, 60
 SOURCES = sorted(
     path
-    for path in [*ROOT.glob("gateway/**/*.py"), *ROOT.glob("backends/**/*.py"), *ROOT.glob("migrations/**/*.py"), ROOT / "wsgi.py", ROOT / "gunicorn.conf.py"]
+    for path in [
+        *(path for package in ("gateway", "backends", "agents", "migrations") for path in ROOT.glob(f"{package}/**/*.py")),
+        ROOT / "wsgi.py",
+        ROOT / "gunicorn.conf.py",
+    ]
 )
-LIBRARY = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("gateway", "backends")]
+LIBRARY = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("gateway", "backends", "agents")]
+AGENTS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "agents"]
 
 STATE_EXCEPTIONS: Mapping[str, str] = {
     "gateway/store/models.py:database": "Peewee binds models to a DatabaseProxy at import",
@@ -202,6 +207,16 @@ def plain_comparison_of_secrets(module: Source) -> Iterator[str]:
             yield f"{module.path}:{node.lineno} compares secrets plainly: {ast.unparse(node)}"
 
 
+def foreign_import(module: Source) -> Iterator[str]:
+    """An agent runs where nothing of the gateway is installed: the standard library and wsproto are all it may need."""
+    for node in ast.walk(module.tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            if name.partition(".")[0] not in (sys.stdlib_module_names | {"agents", "wsproto"}):
+                yield f"{module.path}:{getattr(node, 'lineno', 0)} imports {name}"
+
+
 # the repository keeps them
 
 
@@ -248,6 +263,11 @@ def test_no_float_comes_near_money() -> None:
 def test_50_secrets_are_compared_in_constant_time() -> None:
     """FAILURES row 50, which asks for a scan of the code: it belongs with the other scans."""
     assert findings(plain_comparison_of_secrets, SOURCES) == []
+
+
+def test_agents_need_nothing_but_wsproto() -> None:
+    assert len(AGENTS) > 2
+    assert findings(foreign_import, AGENTS) == []
 
 
 def test_every_module_says_what_it_is_for() -> None:
@@ -315,6 +335,10 @@ FORBIDDEN: list[tuple[Rule, str]] = [
     (plain_comparison_of_secrets, "if password == 'admin': f()\n"),
     (plain_comparison_of_secrets, "if secret.reveal() == b: f()\n"),
     (plain_comparison_of_secrets, "x = [k for k in ks if k.password == p]\n"),
+    (foreign_import, "import requests\n"),
+    (foreign_import, "import json, gateway.frames\n"),
+    (foreign_import, "def f():\n    from gateway import frames\n"),
+    (foreign_import, "from . import link\n"),
 ]
 
 
@@ -332,6 +356,7 @@ ALLOWED: list[tuple[Rule, str]] = [
     (reads_environment, "import os\nos.execve(path, arguments, os.environ)\nx = environ['wsgi.input']\n"),
     (silent_catch, "try:\n    f()\nexcept ValueError:\n    pass\ntry:\n    f()\nexcept Exception as error:\n    log.warning('%s', error)\n"),
     (float_money, "x = -(-a // b)\ny: float | None = None\nz = 1 * 2\n"),
+    (foreign_import, "import json\nfrom agents.link import Link\nfrom wsproto.events import Ping\n"),
     (plain_comparison_of_secrets, "a = token is None\nb = max_tokens == limit\nc = secret == ''\nd = hmac.compare_digest(token, shown)\ne = name == other\n"),
 ]
 
