@@ -20,7 +20,7 @@ from gateway.core.agent_older import OlderSession
 from gateway.core.agent_session import Session, SessionV2
 from gateway.core.agents import Agents
 from gateway.core.globs import matches
-from gateway.errors import BadRequest, GatewayError, PermissionDenied, Unauthenticated
+from gateway.errors import BadRequest, GatewayError, PermissionDenied, SwitchedOff, Unauthenticated
 from gateway.frames import MAX_FRAME_BYTES
 from gateway.operations import api_server
 from gateway.secrets import Secrets
@@ -77,6 +77,7 @@ def blueprint(family: Family) -> Blueprint:
     web = family.web
     web.guard("agent", lambda environ: _check_origin(family.settings, environ))
     web.guard("ask-key", lambda environ: _let_in(family, environ))
+    web.guard("admin-key", lambda environ: _check_admin(family))
     made = Blueprint("api_server", __name__, url_prefix=PREFIXES["api_server"])
 
     def add(method: str, rule: str, name: str, view: Callable[[Family], Answered], needs: str) -> None:
@@ -88,9 +89,9 @@ def blueprint(family: Family) -> Blueprint:
     add("GET", "/health", "health", lambda family: _text(200, "OK"), "open")
     add("POST", "/api/ask", "ask", lambda family: family.asks.answer(request.environ, g.principal), "ask-key")
     add("GET", "/api/connections", "connections", _connections, "open")
-    add("POST", "/admin/users/add", "add_user", _add_user, "open")
-    add("POST", "/admin/users/delete", "delete_user", _delete_user, "open")
-    add("GET", "/admin/users", "users", _users, "open")
+    add("POST", "/admin/users/add", "add_user", _add_user, "admin-key")
+    add("POST", "/admin/users/delete", "delete_user", _delete_user, "admin-key")
+    add("GET", "/admin/users", "users", _users, "admin-key")
 
     @policy("agent")
     def register(secret: str = "") -> Response:
@@ -196,7 +197,12 @@ def _moment(seconds: float) -> str:
 # users
 
 
-def _admin(family: Family, shown: object) -> None:
+def _check_admin(family: Family) -> None:
+    """The old program's clients show the key in the body, or in the query; a header is better, as nobody logs it."""
+    if family.settings.admin_key is None:
+        raise SwitchedOff("There is no admin key: set GATEWAY_ADMIN_KEY.")
+    g.document = _object(family, "Invalid request body") if request.method == "POST" else request.args
+    shown = g.document.get("admin_key") or _raw_key()
     if not isinstance(shown, str) or not api_server.is_admin_key(family.settings, shown):
         raise Unauthenticated("Invalid admin key")
 
@@ -207,8 +213,6 @@ def _raw_key() -> str:
 
 
 def _add_user(family: Family) -> Answered:
-    document = _object(family, "Invalid request body")
-    _admin(family, document.get("admin_key") or _raw_key())
     try:
         user = api_server.add_user(family.database, family.secrets, _now_ms())
     except GatewayError:
@@ -217,17 +221,14 @@ def _add_user(family: Family) -> Answered:
 
 
 def _delete_user(family: Family) -> Answered:
-    document = _object(family, "Invalid request body")
-    _admin(family, document.get("admin_key") or _raw_key())
     try:
-        api_server.delete_user(family.database, str(document.get("user_id") or ""), _now_ms())
+        api_server.delete_user(family.database, str(g.document.get("user_id") or ""), _now_ms())
     except GatewayError:
         return _json(500, {"error": "Failed to delete user from database"})
     return _json(200, {"message": "User deleted"})
 
 
 def _users(family: Family) -> Answered:
-    _admin(family, request.args.get("admin_key") or _raw_key())
     try:
         users = api_server.list_users(family.database, family.secrets.vault, family.settings)
     except GatewayError as error:

@@ -14,8 +14,10 @@ from gateway.cli.printing import emit, json_option, moment, remark, table
 from gateway.operations import agents
 from gateway.operations.agents import AGENTS, POOL, Enrolled, ListedAgent, ListedEnrolment
 from gateway.operations.server import NotReady, reachable_host
+from gateway.presence import Presence
 from gateway.settings import Settings
 from gateway.state.agents import Holder
+from gateway.state.agents_sqlite import SqliteAgents
 from gateway.store.agents import Enrolment
 
 REFERENCE = "agents.openai_agent"
@@ -124,8 +126,15 @@ def delete_agent(name: str, as_json: bool) -> None:
 
 
 def connections(settings: Settings) -> Mapping[str, Holder] | None:
-    """Who is connected, by credentials' places; None where nobody can tell."""
-    return None
+    """Who is connected, by credentials' places; None where nobody can tell: another host's workers may know."""
+    presence = Presence(settings.run_path, settings.data_dir.resolve())
+    directory = SqliteAgents(settings.run_path, presence.alive)
+    if not directory.exists:
+        return None
+    try:
+        return {place: holder for place, holder in directory.current().items() if presence.alive(holder.owner)}
+    finally:
+        directory.close()
 
 
 def lines(found: Sequence[ListedEnrolment], at: int) -> list[str]:

@@ -95,6 +95,11 @@ class SqliteAgents:
             self._look_at = self._clock() + LOOK_S
             self._file.run(lambda db: self._tidy(db, dead, now))
 
+    @property
+    def exists(self) -> bool:
+        """Whether a worker has used the file since the host's last boot, as far as this user can see."""
+        return self._file.exists
+
     def close(self) -> None:
         self._file.close()
         self._counter.close()

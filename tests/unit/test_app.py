@@ -74,12 +74,24 @@ def test_every_route_declares_who_may_use_it(settings: Settings) -> None:
     app = create_app(settings)
     views = app.view_functions
     routes = [(rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ()]
-    policies = {(rule.rule, method): getattr(views[rule.endpoint], "policy", None) for rule, method in routes}
-    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password", "ask-key", "agent"}
+    websockets = {rule.rule for rule, _ in routes if rule.websocket}
+    assert websockets == {f"/api-server{secret}/client/register" for secret in ("", "/<secret>")}
+    assert {getattr(views[rule.endpoint], "policy", None) for rule, _ in routes if rule.websocket} == {"agent"}
+    policies = {(rule.rule, method): getattr(views[rule.endpoint], "policy", None) for rule, method in routes if not rule.websocket}
+    assert set(policies.values()) == {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password", "ask-key", "admin-key"}
     gets = {(path, method) for path in ("/", "/healthz", "/readyz", "/openapi.json") for method in ("GET", "HEAD")}
     preflights = {(f"/{family}/<path:rest>", "OPTIONS") for family in ("chatgpt", "platform", "imitate", "api")}
     of_old_tokens = {("/chatgpt-to-api/ping", "GET"), ("/chatgpt-to-api/ping", "HEAD"), ("/chatgpt-to-api/v1/chat/completions", "OPTIONS")}
-    assert {route for route, policy in policies.items() if policy == "open"} == gets | preflights | of_old_tokens
+    of_agents = {
+        (f"/api-server{path}", method)
+        for path in ("/health", *(path for path in ("/client/register", "/<secret>/client/register")))
+        for method in ("GET", "HEAD")
+    }
+    asked = ("/api/ask", "/api/connections", "/admin/users", "/admin/users/add", "/admin/users/delete")
+    of_agents |= {(f"/api-server{path}", "OPTIONS") for path in asked} | {("/api-server/api/connections", method) for method in ("GET", "HEAD")}
+    assert {route for route, policy in policies.items() if policy == "open"} == gets | preflights | of_old_tokens | of_agents
+    assert {route for route, policy in policies.items() if policy == "ask-key"} == {("/api-server/api/ask", "POST")}
+    assert {path for (path, _), policy in policies.items() if policy == "admin-key"} == {f"/api-server{path}" for path in asked if "/admin/" in path}
     assert {route for route, policy in policies.items() if policy == "admin-password"} == {
         (f"/chatgpt-to-api/admin/{name}", "PATCH") for name in ("tokens", "password", "puid", "openai")
     }
