@@ -21,6 +21,8 @@ HELLO_S = 10.0
 PING_S, PONG_S = 20.0, 4.0
 """How often an agent is asked whether it is there, and how long its second silence is waited for: 44 s at most until one that hangs is found out."""
 GRACE_S = 5.0
+UPDATE_S = 1.0
+"""How often an agent may say anew what it serves: the catalog follows."""
 FIRST_FRAME_S = 10.0
 MOST_MODELS, NAME_CHARACTERS, MOST_CONCURRENCY = 1000, 128, 1024
 ENDED_REMEMBERED = 4096
@@ -137,6 +139,7 @@ class SessionV2:
         self._closed = False
         self._pinged_at = self._ponged_at = clock()
         self._unanswered = 0
+        self._announced_at = float("-inf")
         self.rtt_ms: float | None = None
         self.used_at: float | None = None
         self.heard_at: float | None = None
@@ -206,11 +209,18 @@ class SessionV2:
         elif head.type == "ping":
             self._tell(type="pong", at=head.at)
         elif head.type == "update":
-            self.announced(read_hello(_object(raw)))
+            self._announce(raw)
         elif head.type == "leaving":
             self.leaving = True
         else:
             raise Refused(PROTOCOL_ERROR, "a frame of an unknown type")
+
+    def _announce(self, raw: str) -> None:
+        now = self._clock()
+        if now - self._announced_at < UPDATE_S:
+            raise Refused(TOO_MUCH, f"more than one update in {UPDATE_S:.0f} s")
+        self._announced_at = now
+        self.announced(read_hello(_object(raw)))
 
     def _answer(self, head: _Head, raw: str) -> None:
         request = self._requests.get(head.id)

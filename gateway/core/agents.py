@@ -35,7 +35,8 @@ from gateway.state.conditions import FOREVER
 log = logging.getLogger(__name__)
 TICK_S = 0.1
 TIDY_EVERY, NOTE_EVERY, LOOK_EVERY = 3, 10, 100
-"""Of so many ticks one notes workers that died, one tells the others what is new of this worker's agents, one looks whether tokens expired."""
+"""Of so many ticks one notes workers that died, one tells the others what is new of this worker's agents, one looks whether tokens expired, and
+has the store know that its agents are still there."""
 LAST_WORDS_S = 1.0
 
 
@@ -270,7 +271,10 @@ class Agents:
         generation = self._generation()
         if self._connections:
             try:
-                valid = self._enrolments.valid([each.admitted for each in self._connections.values()])
+                admitted = [each.admitted for each in self._connections.values()]
+                valid = self._enrolments.valid(admitted)
+                if self._ticks % LOOK_EVERY == 0:
+                    self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return

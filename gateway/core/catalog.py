@@ -292,7 +292,13 @@ class Catalog:
             return [self._deployment(row, model, own, None, 1.0)]
         members = [item for item in rows.credentials if item.pool_id == pool.id and item.disabled_at is None]
         if not members:
-            return [replace(self._deployment(row, model, None, None, 1.0), problem=f"its pool {pool.name} has no credential that may be used")]
+            empty = self._deployment(row, model, None, None, 1.0)
+            return [
+                replace(
+                    empty,
+                    problem=f"no agent of its pool {pool.name} has come yet" if empty.hosted else f"its pool {pool.name} has no credential that may be used",
+                )
+            ]
         total = sum(item.weight for item in members)
         return [self._deployment(row, model, item, pool, item.weight / total if total else 1 / len(members)) for item in members]
 
@@ -305,7 +311,7 @@ class Catalog:
             elif credential is not None:
                 secret = Secret(self._vault.open(credential.sealed, credential_place(credential.id)))
                 extras = self._extras(credential)
-            elif backend.needs_secret:
+            elif backend.needs_secret and not isinstance(backend, HostsAgents):
                 problem = "it needs a credential and has none"
             proxy = self._proxy(row, credential)
         except (PluginError, SecretsError, BadRequest) as error:

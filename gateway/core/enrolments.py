@@ -22,9 +22,10 @@ Deploy = Callable[[Enrolment, Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An agent that was let in. `agent`: its credential's place; `models`: what it serves, of what its token covers."""
+    """An agent that was let in. `agent`: its credential's place, `credential` that one's id; `models`: what it serves, of what its token covers."""
 
     agent: str
+    credential: int
     label: str
     enrolment: int
     models: tuple[str, ...]
@@ -60,6 +61,12 @@ class Enrolments:
 
         return self._database.read(look)
 
+    def seen(self, admitted: Sequence[Admitted]) -> None:
+        """They are still connected: who is not seen for long is forgotten. Raises StoreUnavailable."""
+        ids = [each.credential for each in admitted]
+        if ids:
+            self._database.write(lambda: agents.note_seen(ids, _now_ms()))
+
     def _enrolment(self, token: str | None) -> Enrolment:
         if token is None:
             found: Enrolment | None = self._open_door()
@@ -76,7 +83,7 @@ class Enrolments:
             raise Refused(FORBIDDEN, "the token covers none of its models")
         credential = self._credential(enrolment, Announced(hello.name, models, protocol, hello.software, hello.concurrency))
         self._deploy(enrolment, [model for model in models if not is_glob(model)])
-        return Admitted(credential.place, credential.label, enrolment.id, models, replace(hello, token=""), protocol)
+        return Admitted(credential.place, credential.id, credential.label, enrolment.id, models, replace(hello, token=""), protocol)
 
     def _credential(self, enrolment: Enrolment, announced: Announced) -> Credential:
         vault = self._secrets.vault

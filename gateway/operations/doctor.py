@@ -223,7 +223,8 @@ def _models(snapshot: Snapshot) -> Iterator[Finding]:
         yield warning("models", "there are no models yet: gateway deployment create NAME --model MODEL --backend BACKEND")
     for model, deployments in snapshot.deployments.items():
         for deployment in [each for each in deployments if each.problem]:
-            yield problem("deployments", f"{deployment.place} of the model {model} cannot be used: {deployment.problem}")
+            told = warning if deployment.hosted and deployment.credential is None else problem  # its agents are yet to come
+            yield told("deployments", f"{deployment.place} of the model {model} cannot be used: {deployment.problem}")
         for name in dict.fromkeys(each.name for each in deployments if not each.problem):
             yield ok("deployments", f"{name} of the model {model}")
         if not deployments:
