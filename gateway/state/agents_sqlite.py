@@ -58,14 +58,16 @@ class SqliteAgents:
     def change(self, holder: Holder) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             before = _holder(db, holder.agent)
-            if before is None or before.epoch != holder.epoch:
+            if before is None and not self._is_own(holder):  # an own one that is not there went with a lost file
+                return False
+            if before is not None and before.epoch != holder.epoch:
                 return False
             if before != holder:
                 self._write(db, holder)
             return True
 
         changed = self._file.run(work)
-        if changed and holder.agent in self._own:
+        if changed and self._is_own(holder):
             self._own[holder.agent] = holder
         return changed
 
@@ -107,6 +109,9 @@ class SqliteAgents:
     def _opened(self) -> None:
         self._counter.close()
         self._seen = -1
+
+    def _is_own(self, holder: Holder) -> bool:
+        return holder.agent in self._own and self._own[holder.agent].epoch == holder.epoch
 
     def _disown(self, agent: str, epoch: int) -> None:
         if agent in self._own and self._own[agent].epoch == epoch:

@@ -69,6 +69,16 @@ def test_connections_that_are_there_still_outlast_the_file(tmp_path: Path) -> No
     other.close()
 
 
+def test_a_change_of_what_went_with_the_file_is_no_lost_connection(tmp_path: Path) -> None:
+    directory = SqliteAgents(tmp_path, everybody_lives)
+    changed = replace(directory.claim(holder()), models=("phi3",))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert directory.change(changed)
+    assert directory.current() == {changed.agent: changed}
+    directory.close()
+
+
 def test_a_change_that_changes_nothing_makes_nobody_look(tmp_path: Path) -> None:
     directory = SqliteAgents(tmp_path, everybody_lives)
     claimed = directory.claim(holder())
