@@ -99,9 +99,10 @@ class StateFile:
         for other in self._path.parent.glob("state-*.*"):
             if not other.name.startswith(self._path.stem):  # an earlier boot's
                 other.unlink(missing_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._inode = os.fstat(file).st_ino
-        os.close(file)
+        # Only where it is new: whoever closes a descriptor of a file gives up all locks that his process has on it, and SQLite has some.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        self._inode = os.stat(self._path).st_ino
         db = sqlite3.connect(self._path, timeout=BLOCK_S, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode = WAL")
