@@ -52,11 +52,11 @@ class Violation(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """A ping, a pong or a close frame."""
+class Part:
+    """A ping, a pong or a close frame; or, as a continuation, that a piece of a message was taken in which is not its last."""
 
     opcode: Opcode
-    payload: bytes
+    payload: bytes = b""
 
 
 class Incoming:
@@ -82,27 +82,25 @@ class Incoming:
     def feed(self, data: bytes) -> None:
         self._frames.receive_bytes(data)
 
-    def next(self) -> str | Control | None:
-        """The next message or control frame; None until there is more. Raises Violation: as early as a frame's header shows it."""
-        while True:
-            try:
-                frame = self._frames.process_buffer()
-            except ParseFailed as error:
-                raise Violation(error.code, str(error)) from error
-            header = self._frames.header  # of a frame whose payload is not here to its end
-            if frame is None and (header is None or header.opcode.iscontrol()):
-                return None
-            if frame is not None and frame.opcode.iscontrol():
-                return Control(frame.opcode, bytes(frame.payload))  # type: ignore[arg-type]  # bytes, until wsproto's next layer
-            piece: Any = b"" if frame is None else frame.payload
-            to_come = 0 if header is None else header.payload_len - self._frames.payload_consumed
-            self._check(self._frames.effective_opcode if frame is None else frame.opcode, len(piece) + to_come)
-            if frame is None:
-                return None
-            self._held += piece
-            self._begun = True
-            if frame.frame_finished and frame.message_finished:
-                return self._text()
+    def next(self) -> str | Part | None:
+        """What comes next, a step at a time; None until there is more. Raises Violation: as early as a frame's header shows it."""
+        try:
+            frame = self._frames.process_buffer()
+        except ParseFailed as error:
+            raise Violation(error.code, str(error)) from error
+        header = self._frames.header  # of a frame whose payload is not here to its end
+        if frame is None and (header is None or header.opcode.iscontrol()):
+            return None
+        piece: Any = b"" if frame is None else frame.payload  # bytes, until wsproto's next layer
+        if frame is not None and frame.opcode.iscontrol():
+            return Part(frame.opcode, piece)
+        to_come = 0 if header is None else header.payload_len - self._frames.payload_consumed
+        self._check(self._frames.effective_opcode if frame is None else frame.opcode, len(piece) + to_come)
+        if frame is None:
+            return None
+        self._held += piece
+        self._begun = True
+        return self._text() if frame.frame_finished and frame.message_finished else Part(Opcode.CONTINUATION)
 
     def _check(self, opcode: Opcode | None, size: int) -> None:
         if self._begun is not (opcode is Opcode.CONTINUATION):
@@ -262,12 +260,12 @@ class WebSocket:
         else:
             self._lost("the connection was lost")
 
-    def _obey(self, control: Control) -> None:
-        if control.opcode is Opcode.PING:
-            self._pong = control.payload
+    def _obey(self, part: Part) -> None:
+        if part.opcode is Opcode.PING:
+            self._pong = part.payload
             self._send_pong()
-        elif control.opcode is Opcode.CLOSE:
-            self._say(*_closing(control.payload))
+        elif part.opcode is Opcode.CLOSE:
+            self._say(*_closing(part.payload))
             self._until = 0.0
 
     def _send_pong(self) -> None:
@@ -292,6 +290,8 @@ class WebSocket:
                     self._frame(Opcode.CLOSE, told, CLOSE_S)
             finally:
                 self._sending.release()
+        else:
+            self._end_by_reset()
         self._shut(socket.SHUT_WR)
         return True
 
@@ -326,6 +326,8 @@ class WebSocket:
                 self._sock.settimeout(self._send_s if send_s is None else send_s)
                 data = data[self._sock.send(data) :]
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._end_by_reset()
             self._lost("it takes nothing" if isinstance(error, TimeoutError) else "the connection was lost")
             raise WebSocketClosed(*self._closed or (GONE, "")) from error
 
@@ -337,6 +339,11 @@ class WebSocket:
         self._closed = self._closed or (GONE, reason)
         self._until = 0.0
         self._shut(socket.SHUT_RDWR)  # wakes who receives
+
+    def _end_by_reset(self) -> None:
+        """Where a frame cannot be finished. Otherwise the kernel would keep what was sent, and the connection, for a peer that takes nothing."""
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _shut(self, how: int) -> None:
         with contextlib.suppress(OSError):
