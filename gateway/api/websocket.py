@@ -188,8 +188,8 @@ class WebSocket:
     def receive(self, timeout_s: float | None) -> str | None:
         """The next message, whole; None when the time is up, and what has come of a message is kept. Raises WebSocketClosed.
 
-        Reads no more than it returns, answers pings, and closes the connection of a peer that breaks the protocol, sends anything but text (1003),
-        too much (1009), or too slowly (1008).
+        Reads no further than its message, to the end of a block of RECEIVE_BYTES, and answers pings. Closes the connection of a peer that breaks the
+        protocol, sends anything but text (1003), too much (1009), or too slowly (1008).
         """
         with self._receiving:
             began = time.monotonic()
@@ -287,7 +287,7 @@ class WebSocket:
         if self._sending.acquire(timeout=CLOSE_S):  # else somebody waits in the middle of a frame, and the end of the connection must do
             try:
                 with contextlib.suppress(WebSocketClosed):
-                    self._frame(Opcode.CLOSE, told, CLOSE_S)
+                    self._frame(Opcode.CLOSE, told, max(self._until - time.monotonic(), PAUSE_S))
             finally:
                 self._sending.release()
         else:
