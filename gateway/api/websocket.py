@@ -1,7 +1,7 @@
 """A websocket, from the request that asks for one to its end: RFC 6455, text messages, no extensions. A view accepts it, and is its connection's master.
 
 It keeps no queue. What has arrived is read by `receive` alone, so who is busy reads nothing, the kernel's buffers fill, and TCP pauses the peer.
-wsproto reads the frames: their headers, their masks, and the rules for both.
+gateway/api/incoming.py makes messages of what it reads.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from wsproto.frame_protocol import FrameDecoder, Opcode, ParseFailed
+from wsproto.frame_protocol import Opcode
 from wsproto.utilities import generate_accept_token
+
+from gateway.api.incoming import NO_CODE, Incoming, Part, Violation, closing
 
 MAX_BYTES, SEND_S = 16_000_000, 60.0
 MESSAGE_S, SLOWEST_BYTES = 60.0, 65_536
@@ -26,8 +27,7 @@ STEP_BYTES = RECEIVE_BYTES = 65_536
 LINGER_BYTES = 16 << 20
 TURN_S, PAUSE_S = 0.005, 0.0005
 """While bytes wait to be read, no read waits: after so long a peer's messages let others have their turn."""
-GONE, NO_CODE = 1006, 1005
-_CLOSE_CODES = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
+GONE = 1006
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
@@ -41,82 +41,6 @@ class WebSocketClosed(Exception):
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"the websocket is closed ({code})")
         self.code, self.reason = code, reason
-
-
-class Violation(Exception):
-    """The peer broke the protocol; `code` is what it is told."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = int(code), reason
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A ping, a pong or a close frame; or, as a continuation, that a piece of a message was taken in which is not its last."""
-
-    opcode: Opcode
-    payload: bytes = b""
-
-
-class Incoming:
-    """What a client's bytes say: text messages, and control frames between and within them. A message in pieces costs its size, and its text as much again
-    (up to four times as much for text that Python cannot keep in fewer bytes a character)."""
-
-    __slots__ = ("_begun", "_frames", "_held", "_max_bytes")
-
-    def __init__(self, max_bytes: int) -> None:
-        self._frames, self._max_bytes = FrameDecoder(client=False), max_bytes
-        self._held, self._begun = bytearray(), False
-
-    @property
-    def held(self) -> int:
-        """How much of a message is there."""
-        return len(self._held)
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a frame or a message has begun and is not whole."""
-        return self._begun or self._frames.header is not None or len(self._frames.buffer) > 0
-
-    def feed(self, data: bytes) -> None:
-        self._frames.receive_bytes(data)
-
-    def next(self) -> str | Part | None:
-        """What comes next, a step at a time; None until there is more. Raises Violation: as early as a frame's header shows it."""
-        try:
-            frame = self._frames.process_buffer()
-        except ParseFailed as error:
-            raise Violation(error.code, str(error)) from error
-        header = self._frames.header  # of a frame whose payload is not here to its end
-        if frame is None and (header is None or header.opcode.iscontrol()):
-            return None
-        piece: Any = b"" if frame is None else frame.payload  # bytes, until wsproto's next layer
-        if frame is not None and frame.opcode.iscontrol():
-            return Part(frame.opcode, piece)
-        to_come = 0 if header is None else header.payload_len - self._frames.payload_consumed
-        self._check(self._frames.effective_opcode if frame is None else frame.opcode, len(piece) + to_come)
-        if frame is None:
-            return None
-        self._held += piece
-        self._begun = True
-        return self._text() if frame.frame_finished and frame.message_finished else Part(Opcode.CONTINUATION)
-
-    def _check(self, opcode: Opcode | None, size: int) -> None:
-        if self._begun is not (opcode is Opcode.CONTINUATION):
-            raise Violation(1002, "a message within another" if self._begun else "a continuation of no message")
-        if opcode is Opcode.BINARY:
-            raise Violation(1003, "only text messages are taken")
-        if len(self._held) + size > self._max_bytes:
-            raise Violation(1009, f"a message of more than {self._max_bytes} bytes")
-
-    def _text(self) -> str:
-        try:
-            return self._held.decode()
-        except UnicodeDecodeError as error:
-            raise Violation(1007, "a message that is not UTF-8") from error
-        finally:
-            self._held, self._begun = bytearray(), False
 
 
 class WebSocket:
@@ -265,7 +189,7 @@ class WebSocket:
             self._pong = part.payload
             self._send_pong()
         elif part.opcode is Opcode.CLOSE:
-            self._say(*_closing(part.payload))
+            self._say(*closing(part.payload))
             self._until = 0.0
 
     def _send_pong(self) -> None:
@@ -365,16 +289,3 @@ def _key(environ: Mapping[str, Any]) -> str:
 
 def _listed(environ: Mapping[str, Any], name: str, form: Any = str) -> list[str]:
     return [form(word.strip()) for word in environ.get(name, "").split(",")]
-
-
-def _closing(payload: bytes) -> tuple[int, str]:
-    """A close frame's code and reason."""
-    if not payload:
-        return NO_CODE, ""
-    code = int.from_bytes(payload[:2], "big")
-    if len(payload) == 1 or code not in _CLOSE_CODES:
-        raise Violation(1002, "a close frame without a code that may be sent")
-    try:
-        return code, payload[2:].decode()
-    except UnicodeDecodeError as error:
-        raise Violation(1007, "a reason that is not UTF-8") from error

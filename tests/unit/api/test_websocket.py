@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gateway.api.websocket import Incoming, NotAWebSocket, Part, Violation, WebSocket, WebSocketClosed
+from gateway.api.websocket import NotAWebSocket, WebSocket, WebSocketClosed
 from tests.fakes.socket_server import SocketServer, echo, environ_of
 from tests.fakes.websocket import BINARY, CLOSE, CONTINUATION, GONE, NO_CODE, PING, PONG, TEXT, Frame, Refused, WebSocketClient, frame_bytes
 
@@ -570,35 +568,3 @@ def test_messages_of_many_senders_do_not_mix() -> None:
         messages = [client.receive() for _ in range(4 * 39)]
     for letter in "abcd":
         assert [len(message) for message in messages if message == letter * len(message)] == [size * 1000 for size in range(1, 40)]
-
-
-# whatever comes
-
-FRAMES = st.builds(
-    frame_bytes,
-    st.sampled_from([TEXT, CONTINUATION, PING, PONG, CLOSE, BINARY, 3]),
-    st.binary(max_size=200) | st.text(max_size=80).map(str.encode),
-    fin=st.booleans(),
-    rsv=st.sampled_from([0] * 9 + [4]),
-    mask=st.sampled_from([b"\x01\x02\x03\x04"] * 9 + [None]),
-)
-
-
-def read(pieces: list[bytes]) -> list[object]:
-    """What is made of the bytes; a violation's code at the end. Pieces of messages are left out: how many there are is up to the blocks."""
-    incoming, read = Incoming(LIMIT), list[object]()
-    for piece in pieces:
-        incoming.feed(piece)
-        try:
-            while (got := incoming.next()) is not None:
-                read += [] if isinstance(got, Part) and got.opcode == CONTINUATION else [got]
-                assert incoming.held <= LIMIT
-        except Violation as violation:
-            return [*read, violation.code]
-    return read
-
-
-@given(st.lists(FRAMES, max_size=12).map(b"".join) | st.binary(max_size=300), st.lists(st.integers(1, 60), min_size=1))
-def test_what_arrives_is_read_the_same_however_it_is_cut(data: bytes, sizes: list[int]) -> None:
-    cuts = [0, *itertools.takewhile(lambda at: at < len(data), itertools.accumulate(itertools.cycle(sizes))), len(data)]
-    assert read([data[start:end] for start, end in itertools.pairwise(cuts)]) == read([data])
