@@ -1,7 +1,7 @@
 """A websocket, from the request that asks for one to its end: RFC 6455, text messages, no extensions. A view accepts it, and is its connection's master.
 
 It keeps no queue. What has arrived is read by `receive` alone, so who is busy reads nothing, the kernel's buffers fill, and TCP pauses the peer.
-wsproto reads the frames: their headers, their masks, and the rules for both.
+gateway/api/incoming.py makes messages of what it reads.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from wsproto.frame_protocol import FrameDecoder, Opcode, ParseFailed
+from wsproto.frame_protocol import Opcode
 from wsproto.utilities import generate_accept_token
 
+from gateway.api.incoming import NO_CODE, Incoming, Part, Violation, closing
 from gateway.core.agent_session import SocketClosed
 
 MAX_BYTES, SEND_S = 16_000_000, 60.0
@@ -28,8 +28,7 @@ STEP_BYTES = RECEIVE_BYTES = 65_536
 LINGER_BYTES = 16 << 20
 TURN_S, PAUSE_S = 0.005, 0.0005
 """While bytes wait to be read, no read waits: after so long a peer's messages let others have their turn."""
-GONE, NO_CODE = 1006, 1005
-_CLOSE_CODES = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
+GONE = 1006
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
@@ -39,84 +38,6 @@ class NotAWebSocket(Exception):
 
 class WebSocketClosed(SocketClosed):
     """It is at its end. `code` is the peer's, or ours where we closed first; 1005: the peer named none; 1006: its connection was lost."""
-
-
-class Violation(Exception):
-    """The peer broke the protocol; `code` is what it is told."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = int(code), reason
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """A ping, a pong or a close frame."""
-
-    opcode: Opcode
-    payload: bytes
-
-
-class Incoming:
-    """What a client's bytes say: text messages, and control frames between and within them. A message in pieces costs its size, and its text as much again
-    (up to four times as much for text that Python cannot keep in fewer bytes a character)."""
-
-    __slots__ = ("_begun", "_frames", "_held", "_max_bytes")
-
-    def __init__(self, max_bytes: int) -> None:
-        self._frames, self._max_bytes = FrameDecoder(client=False), max_bytes
-        self._held, self._begun = bytearray(), False
-
-    @property
-    def held(self) -> int:
-        """How much of a message is there."""
-        return len(self._held)
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a frame or a message has begun and is not whole."""
-        return self._begun or self._frames.header is not None or len(self._frames.buffer) > 0
-
-    def feed(self, data: bytes) -> None:
-        self._frames.receive_bytes(data)
-
-    def next(self) -> str | Control | None:
-        """The next message or control frame; None until there is more. Raises Violation: as early as a frame's header shows it."""
-        while True:
-            try:
-                frame = self._frames.process_buffer()
-            except ParseFailed as error:
-                raise Violation(error.code, str(error)) from error
-            header = self._frames.header  # of a frame whose payload is not here to its end
-            if frame is None and (header is None or header.opcode.iscontrol()):
-                return None
-            if frame is not None and frame.opcode.iscontrol():
-                return Control(frame.opcode, bytes(frame.payload))  # type: ignore[arg-type]  # bytes, until wsproto's next layer
-            piece: Any = b"" if frame is None else frame.payload
-            to_come = 0 if header is None else header.payload_len - self._frames.payload_consumed
-            self._check(self._frames.effective_opcode if frame is None else frame.opcode, len(piece) + to_come)
-            if frame is None:
-                return None
-            self._held += piece
-            self._begun = True
-            if frame.frame_finished and frame.message_finished:
-                return self._text()
-
-    def _check(self, opcode: Opcode | None, size: int) -> None:
-        if self._begun is not (opcode is Opcode.CONTINUATION):
-            raise Violation(1002, "a message within another" if self._begun else "a continuation of no message")
-        if opcode is Opcode.BINARY:
-            raise Violation(1003, "only text messages are taken")
-        if len(self._held) + size > self._max_bytes:
-            raise Violation(1009, f"a message of more than {self._max_bytes} bytes")
-
-    def _text(self) -> str:
-        try:
-            return self._held.decode()
-        except UnicodeDecodeError as error:
-            raise Violation(1007, "a message that is not UTF-8") from error
-        finally:
-            self._held, self._begun = bytearray(), False
 
 
 class WebSocket:
@@ -188,8 +109,8 @@ class WebSocket:
     def receive(self, timeout_s: float | None) -> str | None:
         """The next message, whole; None when the time is up, and what has come of a message is kept. Raises WebSocketClosed.
 
-        Reads no more than it returns, answers pings, and closes the connection of a peer that breaks the protocol, sends anything but text (1003),
-        too much (1009), or too slowly (1008).
+        Reads no further than its message, to the end of a block of RECEIVE_BYTES, and answers pings. Closes the connection of a peer that breaks the
+        protocol, sends anything but text (1003), too much (1009), or too slowly (1008).
         """
         with self._receiving:
             began = time.monotonic()
@@ -260,12 +181,12 @@ class WebSocket:
         else:
             self._lost("the connection was lost")
 
-    def _obey(self, control: Control) -> None:
-        if control.opcode is Opcode.PING:
-            self._pong = control.payload
+    def _obey(self, part: Part) -> None:
+        if part.opcode is Opcode.PING:
+            self._pong = part.payload
             self._send_pong()
-        elif control.opcode is Opcode.CLOSE:
-            self._say(*_closing(control.payload))
+        elif part.opcode is Opcode.CLOSE:
+            self._say(*closing(part.payload))
             self._until = 0.0
 
     def _send_pong(self) -> None:
@@ -287,9 +208,11 @@ class WebSocket:
         if self._sending.acquire(timeout=CLOSE_S):  # else somebody waits in the middle of a frame, and the end of the connection must do
             try:
                 with contextlib.suppress(WebSocketClosed):
-                    self._frame(Opcode.CLOSE, told, CLOSE_S)
+                    self._frame(Opcode.CLOSE, told, max(self._until - time.monotonic(), PAUSE_S))
             finally:
                 self._sending.release()
+        else:
+            self._end_by_reset()
         self._shut(socket.SHUT_WR)
         return True
 
@@ -324,6 +247,8 @@ class WebSocket:
                 self._sock.settimeout(self._send_s if send_s is None else send_s)
                 data = data[self._sock.send(data) :]
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._end_by_reset()
             self._lost("it takes nothing" if isinstance(error, TimeoutError) else "the connection was lost")
             raise WebSocketClosed(*self._closed or (GONE, "")) from error
 
@@ -335,6 +260,11 @@ class WebSocket:
         self._closed = self._closed or (GONE, reason)
         self._until = 0.0
         self._shut(socket.SHUT_RDWR)  # wakes who receives
+
+    def _end_by_reset(self) -> None:
+        """Where a frame cannot be finished. Otherwise the kernel would keep what was sent, and the connection, for a peer that takes nothing."""
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _shut(self, how: int) -> None:
         with contextlib.suppress(OSError):
@@ -356,16 +286,3 @@ def _key(environ: Mapping[str, Any]) -> str:
 
 def _listed(environ: Mapping[str, Any], name: str, form: Any = str) -> list[str]:
     return [form(word.strip()) for word in environ.get(name, "").split(",")]
-
-
-def _closing(payload: bytes) -> tuple[int, str]:
-    """A close frame's code and reason."""
-    if not payload:
-        return NO_CODE, ""
-    code = int.from_bytes(payload[:2], "big")
-    if len(payload) == 1 or code not in _CLOSE_CODES:
-        raise Violation(1002, "a close frame without a code that may be sent")
-    try:
-        return code, payload[2:].decode()
-    except UnicodeDecodeError as error:
-        raise Violation(1007, "a reason that is not UTF-8") from error

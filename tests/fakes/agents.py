@@ -16,7 +16,7 @@ from tests.fakes.connecting import Connecting
 from tests.fakes.websocket import Closed, Refused, WebSocketClient
 
 SUBPROTOCOL = "chat-gateway.agent.v2"
-FINAL = frozenset({1007, 1009, 4400, 4401, 4403, 4409})
+FINAL = frozenset({1002, 1003, 1007, 1009, 4400, 4401, 4403, 4409})
 """Close codes after which an agent does not connect again."""
 
 Hits = Callable[[int], bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -15,28 +14,58 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from gateway.api.websocket import MAX_BYTES, SEND_S, NotAWebSocket, WebSocket, WebSocketClosed
+from gateway.concurrency import after, spawn
 from tests.fakes.gateway import ROOT, free_port
 from tests.fakes.processes import children
 
 CONFIGURATION = "from gevent import monkey\n\nmonkey.patch_all()\n"
 
 
+class Lag:
+    """How long the hub is held up: by how much a short sleep is late."""
+
+    step_s = 0.005
+
+    def __init__(self) -> None:
+        self._longest_s, self._watches = 0.0, False
+
+    def taken(self) -> float:
+        if not self._watches:
+            self._watches = True
+            spawn(self._watch, "lag")
+        longest_s, self._longest_s = self._longest_s, 0.0
+        return longest_s
+
+    def _watch(self) -> None:
+        while True:
+            began = time.monotonic()
+            time.sleep(self.step_s)
+            self._longest_s = max(self._longest_s, time.monotonic() - began - self.step_s)
+
+
+LAG = Lag()
+
+
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """`/echo`, `/sink` (counts what comes until "end", and tells), `/source?bytes=` (sends one message of that size), `/busy?s=` (reads nothing for so
-    long, then is `/sink`), `/fail` (raises), `/close?code=`. Any of them with `max_bytes` and `send_s`. All else is answered with 200."""
+    """By path: what `serve` says, each with `max_bytes` and `send_s` in its query. What asks for no websocket is answered with 200 and the longest time in
+    seconds for which the hub was held up since it was asked last."""
     query = {name: float(values[0]) for name, values in parse_qs(environ["QUERY_STRING"]).items()}
     try:
         websocket = WebSocket.accept(environ, ("second", "first"), max_bytes=int(query.get("max_bytes", MAX_BYTES)), send_s=query.get("send_s", SEND_S))
     except NotAWebSocket:
-        start_response("200 OK", [("content-length", "2")])
-        return [b"ok"]
-    with contextlib.suppress(WebSocketClosed):
+        start_response("200 OK", [])
+        return [str(LAG.taken()).encode()]
+    try:
         serve(websocket, environ["PATH_INFO"], query)
+    except WebSocketClosed as closed:
+        print(f"{environ.get('HTTP_X_MARK', '')}: {closed.code}", flush=True)  # into the server's log
     start_response("200 OK", [])
     return [b"never sent"]
 
 
 def serve(websocket: WebSocket, path: str, query: dict[str, float]) -> None:
+    """`/echo`; `/sink` counts what comes until "end", and tells; `/busy?s=` reads nothing for so long, then is `/sink`; `/source?bytes=` sends one message
+    of that size; `/fail` raises; `/close?code=`; `/closed_by_another?s=&sends=`: another greenlet closes it while this one receives, or sends."""
     if path == "/echo":
         while (message := websocket.receive(None)) is not None:
             websocket.send(message)
@@ -44,6 +73,10 @@ def serve(websocket: WebSocket, path: str, query: dict[str, float]) -> None:
         raise RuntimeError("the view failed")
     if path == "/close":
         websocket.close(int(query["code"]), "as asked")
+    if path == "/closed_by_another":
+        after(query["s"], lambda: websocket.close(4409))
+        while True:
+            websocket.send(b"x" * 1_000_000) if query["sends"] else websocket.receive(None)
     if path == "/source":
         websocket.send(b"x" * int(query["bytes"]))
         websocket.receive(None)
@@ -97,6 +130,11 @@ class RunningSockets:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def lag_s(self) -> float:
+        """The longest time for which the hub was held up since this was asked last."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=20) as answer:
+            return float(answer.read())
 
     def answers(self) -> bool:
         try:

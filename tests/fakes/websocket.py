@@ -98,7 +98,7 @@ class WebSocketClient:
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout_s)
-        self._inbox, self._sending, self._said_close = bytearray(), threading.Lock(), False
+        self.inbox, self._sending, self._said_close = bytearray(), threading.Lock(), False
         key = base64.b64encode(os.urandom(16)).decode()
         fields = {"origin": origin or "", "sec-websocket-protocol": ", ".join(subprotocols), **(headers or {})}
         try:
@@ -191,7 +191,7 @@ class WebSocketClient:
     def is_ended(self) -> bool:
         """Whether the server closes the connection itself, within the timeout, and sends nothing more."""
         try:
-            return not self._inbox and self.sock.recv(1) == b""
+            return not self.inbox and self.sock.recv(1) == b""
         except ConnectionError:
             return True
         except TimeoutError:
@@ -219,17 +219,17 @@ class WebSocketClient:
         return bytes(body)
 
     def _until(self, mark: bytes) -> bytes:
-        while (found := self._inbox.find(mark)) < 0:
+        while (found := self.inbox.find(mark)) < 0:
             self._fill()
-        data = bytes(self._inbox[:found])
-        del self._inbox[: found + len(mark)]
+        data = bytes(self.inbox[:found])
+        del self.inbox[: found + len(mark)]
         return data
 
     def _exactly(self, size: int) -> bytes:
-        while len(self._inbox) < size:
+        while len(self.inbox) < size:
             self._fill()
-        data = bytes(self._inbox[:size])
-        del self._inbox[:size]
+        data = bytes(self.inbox[:size])
+        del self.inbox[:size]
         return data
 
     def _fill(self) -> None:
@@ -241,4 +241,4 @@ class WebSocketClient:
             raise Closed(GONE) from error
         if not data:
             raise Closed(GONE)
-        self._inbox += data
+        self.inbox += data

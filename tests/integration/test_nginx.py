@@ -15,6 +15,7 @@ from tests.fakes.answers import CloseAt, Events
 from tests.fakes.gateway import ROOT, Answer, free_port
 from tests.fakes.nginx import CONFIGURATION, NAME, RunningNginx
 from tests.fakes.provider import Provider
+from tests.fakes.websocket import TEXT, frame_bytes, upgrade_bytes
 from tests.faults.front import CHAT, MODEL, THROUGH_NGINX, Front, running_front
 
 SPEECH = "/v1/audio/speech"
@@ -133,6 +134,34 @@ def test_log_holds_the_gateways_id_and_no_query(front: Front) -> None:
         time.sleep(0.02)
     assert "gw_" not in text
     assert '"path":"/healthz"' in text
+
+
+# agents
+
+
+def test_agents_connect_in_and_their_tokens_are_not_logged(front: Front) -> None:
+    path = "/gw_agent_in_the_path/client/register"
+    with front.nginx.client() as client:
+        client.send(upgrade_bytes(path, {"host": NAME, "sec-websocket-protocol": "chat-gateway.agent.v2"}, "MDEyMzQ1Njc4OWFiY2RlZg=="))
+        assert client.head().status == 101
+        client.send(frame_bytes(TEXT, b'{"type": "hello"}'))
+        said = b""
+        while not said.endswith(b"revoked"):
+            assert (some := client.sock.recv(1000))
+            said += some
+        assert b"\x11\x31the token is missing" in said  # closed with 4401
+    deadline = time.monotonic() + 5
+    while "/client/register" not in (text := front.nginx.access_log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "gw_agent" not in text
+    assert '"path":"/[token]/client/register"' in text
+
+
+def test_nothing_else_is_upgraded(front: Front) -> None:
+    with front.nginx.client() as client:
+        client.send(upgrade_bytes("/healthz", {"host": NAME}, "MDEyMzQ1Njc4OWFiY2RlZg=="))
+        assert client.answer().status == 200
 
 
 # its numbers, beside the gateway's

@@ -177,6 +177,16 @@ def test_reader_that_takes_little_at_a_time_gets_all(pair: Pair) -> None:
     assert taken.endswith(b"\r\n\r\n" + body)
 
 
+def test_connection_that_was_taken_over_ends_with_its_answer_and_what_was_read_of_it_is_handed_on(pair: Pair) -> None:
+    response = Response(asking("GET"), pair[0])
+    assert response.take_over(lambda: b"more") == b"more"
+    assert (response.taken, response.sent, response.must_close) == (True, True, True)
+    response.start_response("200 OK", [("content-length", "0")])
+    pair[1].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        pair[1].recv(1)
+
+
 def test_cut_answer_is_no_clean_end_for_an_older_client_either() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), 5) as theirs:
         ours, _ = server.accept()

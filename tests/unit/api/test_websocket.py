@@ -520,7 +520,7 @@ def test_peer_that_takes_little_at_a_time_gets_all() -> None:
         websocket.close()
 
     with SocketServer(serve, send_s=0.5, send_buffer=8192) as server, WebSocketClient(server.port, receive_buffer=8192) as client:
-        taken, began = bytearray(), time.monotonic()
+        taken, began = bytearray(client.inbox), time.monotonic()
         while block := client.sock.recv(8192):
             taken += block
             time.sleep(0.04)
