@@ -137,7 +137,7 @@ class SessionV2:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._pinged_at = self._ponged_at = clock()
+        self._pinged_at = clock()
         self._unanswered = 0
         self._announced_at = float("-inf")
         self.rtt_ms: float | None = None
@@ -162,7 +162,7 @@ class SessionV2:
     def welcome(self, welcome: Welcome) -> None:
         told = {"agent": welcome.agent, "session": welcome.session, "models": welcome.models}
         self._tell(type="welcome", ping_s=PING_S, grace_s=GRACE_S, max_bytes=MAX_FRAME_BYTES, **told)
-        self._pinged_at = self._ponged_at = self._clock()
+        self._ping()
 
     def run(self) -> None:
         while True:
