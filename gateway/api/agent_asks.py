@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -91,7 +92,7 @@ class Asks:
             told = self._told(error, conversation)
             if told is None:
                 raise
-            return _json(*told, exchange)
+            return _json(*told, exchange, error.retry_after_s)
         answered = of_relay(relay, exchange)
         if relay.status == 200 and relay.body is not None:
             self._bind(exchange, relay.body)
@@ -149,7 +150,8 @@ def _told(error: GatewayError, conversation: str) -> tuple[int, Mapping[str, Any
     return (500, {"error": error.message}) if isinstance(error, UpstreamError) else None
 
 
-def _json(status: int, document: Mapping[str, Any], exchange: Exchange) -> Answered:
+def _json(status: int, document: Mapping[str, Any], exchange: Exchange, retry_after_s: float | None) -> Answered:
     raw = json.dumps(document).encode()
     headers = [("content-type", "application/json; charset=utf-8"), ("content-length", str(len(raw))), *exchange_headers(exchange)]
+    headers += [] if retry_after_s is None else [("retry-after", str(math.ceil(retry_after_s)))]
     return Answered(status, headers, (raw,))

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.operations.agents import enrol
 from gateway.operations.api_server import add_user
-from gateway.store import catalog
+from gateway.store import accounts, catalog
+from gateway.store.database import Database
 from tests.conformance.families import CORS
 from tests.fakes.gateway import Answer, RunningGateway, now
-from tests.fakes.old_agents import OldAgent, OldAnswer
+from tests.fakes.old_agents import OldAgent, OldAnswer, answers
 
 ADMIN = "admin-key-of-the-tests"
 NO_CLIENTS = {"error": "No available clients"}
@@ -34,6 +36,12 @@ class Family:
     @property
     def port(self) -> int:
         return self.running.port
+
+    @property
+    def database(self) -> Database:
+        """For operations; another gateway's may have been looked at before."""
+        self.running.database.bind()
+        return self.running.database
 
     def ask(self, content: Any = "hi", conversation: str | None = None, key: str | None = ADMIN, *, prefix: str = "", **more: Any) -> Answer:
         """A prompt, as `curl -d` sends it: with a form's content type."""
@@ -92,8 +100,25 @@ class Family:
 
     def user(self) -> tuple[str, str]:
         """A user's id and token."""
-        made = add_user(self.running.database, self.running.secrets, now())
+        made = add_user(self.database, self.running.secrets, now())
         return made.user_id, made.token.reveal()
+
+    def token(self, name: str, pool: str = "agents") -> str:
+        """Of an enrolment of this name, for agents of this pool."""
+        made = enrol(self.database, self.running.secrets.hasher, name, ["api-server"], now(), pool=pool)
+        self.wait_catalog()
+        return made.token.reveal()
+
+    def account(self, user_id: str) -> int:
+        """The id of a user's account."""
+        found = self.running.read(lambda: accounts.find_user(f"api-server-{user_id}"))
+        assert found is not None
+        return int(found.id)
+
+    def price(self, pico_usd: int) -> None:
+        """Of every token."""
+        rates = dict.fromkeys(("input_uncached", "output_text"), pico_usd)
+        self.running.write(lambda: catalog.add_price("api-server", 0, rates, now(), source="test"))
 
     @staticmethod
     def wait(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
@@ -105,6 +130,11 @@ class Family:
 
 def told(answer: Answer) -> tuple[int, Any]:
     return answer.status, answer.json()
+
+
+def own(agent_id: str) -> OldAnswer:
+    """Answers that tell who gave them."""
+    return answers(f"from {agent_id}", f"c-{agent_id}")
 
 
 def is_uuid4(text: str) -> bool:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gateway.operations.agents import enrol, revoke
-from tests.conformance.api_server import ADMIN, ELSEWHERE, Asking, Family, family_in, is_uuid4, left, told
+from gateway.operations.agents import revoke
+from tests.conformance.api_server import ELSEWHERE, Asking, Family, family_in, is_uuid4, left, own, told
 from tests.fakes.gateway import now
-from tests.fakes.old_agents import OldAgent, answers, answers_error
+from tests.fakes.old_agents import OldAgent, answers
 from tests.fakes.websocket import Refused, WebSocketClient
 
 FRAME = {"id", "message", "data"}
@@ -35,42 +31,12 @@ def family(served: Family) -> Iterator[Family]:
         yield served
 
 
-@pytest.fixture(scope="module")
-def of_three_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    with family_in(tmp_path_factory.mktemp("gateway"), WEB_CONCURRENCY="3") as family:
-        family.gone(family.agent())
-        family.patience(3)
-        yield family
-
-
-@pytest.fixture
-def three(of_three_workers: Family) -> Iterator[Family]:
-    with left(of_three_workers):
-        yield of_three_workers
-
-
-def token_of(family: Family, name: str, **options: Any) -> str:
-    made = enrol(family.running.database, family.running.secrets.hasher, name, ["api-server"], now(), **options)
-    family.wait_catalog()
-    return made.token.reveal()
-
-
 def conversations(family: Family, agents: list[OldAgent]) -> dict[str, OldAgent]:
     """One that each of them began."""
     for _ in agents:
         assert family.ask("begin").status == 200
     assert [len(agent.asked) for agent in agents] == [1] * len(agents)
     return {f"c-{agent.id}": agent for agent in agents}
-
-
-def newest(family: Family) -> str:
-    """When the latest agent connected, or answered."""
-    return max((entry["Heartbeat"] for entry in family.connections()), default="")
-
-
-def own(agent_id: str) -> Any:
-    """Answers that tell who gave them."""
-    return answers(f"from {agent_id}", f"c-{agent_id}")
 
 
 # 1.3, frame by frame
@@ -162,7 +128,7 @@ def test_the_newest_connection_of_an_id_has_it(family: Family) -> None:
 
 
 def test_another_secret_takes_no_id_over(family: Family) -> None:
-    first, second = token_of(family, "first", pool="takeover"), token_of(family, "second", pool="takeover")
+    first, second = family.token("first", "takeover"), family.token("second", "takeover")
     holder = family.agent(kept_id="same-id", prefix=f"/{first}")
     intruders = [family.agents.enter_context(OldAgent(family.port, kept_id="same-id", prefix=prefix)) for prefix in (f"/{second}", "")]
     family.wait(lambda: [entry["Id"] for entry in family.connections()] == ["same-id"] * 3)
@@ -173,7 +139,7 @@ def test_another_secret_takes_no_id_over(family: Family) -> None:
 
 
 def test_a_conversation_never_goes_on_with_who_has_its_agents_id_under_another_secret(family: Family) -> None:
-    token = token_of(family, "impostor")
+    token = family.token("impostor")
     agent = family.agent(answers("mine", "c-mine"), kept_id="wanted")
     assert family.ask().status == 200
     family.gone(agent)
@@ -192,7 +158,7 @@ def test_an_unknown_secret_lets_nobody_in(family: Family, secret: str) -> None:
 
 
 def test_a_secret_in_the_path_is_in_no_log(family: Family) -> None:
-    token = token_of(family, "unlogged", pool="unlogged")
+    token = family.token("unlogged", "unlogged")
     family.gone(family.agent(prefix=f"/{token}"))
     with WebSocketClient(family.port, "/wrong-secret-in-the-path/client/register") as socket:
         socket.receive_json()
@@ -206,9 +172,9 @@ def test_a_secret_in_the_path_is_in_no_log(family: Family) -> None:
 
 
 def test_a_revoked_secret_ends_its_agents_and_lets_none_in(family: Family) -> None:
-    token = token_of(family, "revoked", pool="revoked")
+    token = family.token("revoked", "revoked")
     agent, bystander = family.agent(prefix=f"/{token}"), family.agent()
-    revoke(family.running.database, "revoked", now())
+    revoke(family.database, "revoked", now())
     assert agent.wait_closed(3).code == 4401
     again = OldAgent(family.port, prefix=f"/{token}")
     with again:
@@ -237,7 +203,7 @@ def test_a_foreign_page_is_refused_before_the_handshake(family: Family, origin: 
 
 
 def test_from_elsewhere_a_secret_is_needed(family: Family) -> None:
-    token = token_of(family, "elsewhere", pool="elsewhere")
+    token = family.token("elsewhere", "elsewhere")
     for headers in (ELSEWHERE, {"forwarded": "for=203.0.113.7"}, {"x-real-ip": "203.0.113.7"}):
         agent = OldAgent(family.port, headers=headers)
         with agent:
@@ -343,7 +309,7 @@ def test_a_conversation_goes_on_with_who_answered_it_last(family: Family) -> Non
 
 
 def test_a_conversation_goes_on_also_with_agents_of_a_secret(family: Family) -> None:
-    token = token_of(family, "firefox")
+    token = family.token("firefox")
     agents = [family.agent(always=own(f"p{number}"), kept_id=f"p{number}", prefix=f"/{token}") for number in range(3)]
     for _ in agents:
         assert family.ask("begin").status == 200
@@ -372,78 +338,6 @@ def test_conversations_and_ids_outlast_a_restart_of_the_gateway(tmp_path: Path) 
             family.reconnected(agent)
         for conversation, agent in began.items():
             assert family.ask("more", conversation).json()["content"] == f"from {agent.id}"
-
-
-# three workers
-
-
-def test_an_agent_is_reached_from_every_worker_and_listed_by_each(three: Family) -> None:
-    agents = [three.agent(always=own(f"w{number}"), kept_id=f"w{number}") for number in range(3)]
-    three.wait(lambda: all(three.connected() == {"w0", "w1", "w2"} for _ in range(9)))
-    for _ in range(12):
-        assert three.ask().status == 200
-    assert all(agent.asked for agent in agents)
-    for agent in agents:
-        for _ in range(4):
-            assert three.ask("more", f"c-{agent.id}").json()["content"] == f"from {agent.id}"
-
-
-def test_a_fresh_agent_goes_before_a_used_one_in_every_worker(three: Family) -> None:
-    used = three.agent(always=answers("used"))
-    for _ in range(6):
-        assert three.ask().status == 200
-    three.wait(lambda: all(three.connections()[0]["LastMessageTime"] > "1970" for _ in range(6)))
-    fresh = three.agent(always=answers("fresh"))
-    assert three.ask().json()["content"] == "fresh"
-    assert (len(used.asked), len(fresh.asked)) == (6, 1)
-
-
-def test_no_agent_gets_two_requests_at_once_from_different_workers(three: Family) -> None:
-    at_once, most, lock = [0], [0], threading.Lock()
-
-    def counted(agent: OldAgent, frame: dict[str, Any]) -> None:
-        with lock:
-            at_once[0] += 1
-            most[0] = max(most[0], at_once[0])
-        time.sleep(0.05)
-        with lock:
-            at_once[0] -= 1
-        answers(json.loads(frame["data"])["content"])(agent, frame)
-
-    three.agent(always=counted)
-    asking = [Asking(three, f"prompt {number}") for number in range(12)]
-    assert [each.answer().json()["content"] for each in asking] == [f"prompt {number}" for number in range(12)]
-    assert most == [1]
-
-
-def test_an_id_is_taken_over_from_another_worker(three: Family) -> None:
-    with ExitStack() as tabs:
-        before, since = None, ""
-        for _ in range(6):
-            tab = tabs.enter_context(OldAgent(three.port, kept_id="moving"))
-            if before is not None:
-                assert before.wait_closed(3).code == 4409
-            three.wait(lambda since=since: newest(three) > since)  # type: ignore[misc]
-            before, since = tab, newest(three)
-        three.wait(lambda: all(three.connected() == {"moving"} for _ in range(6)))
-        three.wait_catalog()
-        three.wait(lambda: three.ask().status == 200)
-        assert tab.asked
-
-
-def test_an_agent_that_failed_is_asked_again(three: Family) -> None:
-    agent = three.agent(answers_error())
-    assert three.ask().status == 500
-    assert three.ask().status == 200
-    assert len(agent.asked) == 2
-
-
-def test_users_of_one_worker_are_users_of_all(three: Family) -> None:
-    three.agent()
-    user = three.post("/admin/users/add", {"admin_key": ADMIN}).json()
-    assert all(three.ask(key=user["token"]).status == 200 for _ in range(6))
-    three.post("/admin/users/delete", {"admin_key": ADMIN, "user_id": user["user_id"]})
-    assert all(three.ask(key=user["token"]).status == 401 for _ in range(6))
 
 
 def test_the_older_protocol_is_spoken_where_no_other_is_asked_for(family: Family) -> None:
