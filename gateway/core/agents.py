@@ -109,13 +109,14 @@ class Agents:
         holder = self._directory.current().get(candidate.deployment.credential_place)
         if holder is None:
             return Rest(NOT_CONNECTED, FOREVER)
+        if candidate.model not in holder.models and not any(matches(candidate.model, pattern) for pattern in holder.models):
+            return Rest(NOT_SERVED, FOREVER)
         if holder.gone_at is not None:
             left_s = holder.gone_at + GRACE_S - self._wall()
             return Rest(RECONNECTING, self._clock() + left_s) if left_s > 0 else Rest(NOT_CONNECTED, FOREVER)
         if holder.draining:
             return Rest(RECONNECTING, self._clock() + GRACE_S)
-        served = candidate.model in holder.models or any(matches(candidate.model, pattern) for pattern in holder.models)
-        return None if served else Rest(NOT_SERVED, FOREVER)
+        return None
 
     def limit(self, place: str, own: Limit | None) -> Limit | None:
         """What the agent says that it takes at once, and what the operator allows it."""

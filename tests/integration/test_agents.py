@@ -182,7 +182,7 @@ def test_a_websocket_that_breaks_its_rules_is_closed_as_they_say(agents: Agents,
     ],
 )
 def test_who_says_hello_wrongly_is_not_let_in(agents: Agents, members: dict[str, Any], code: int) -> None:
-    with agents.connect() as agent:
+    with agents.bystander(), agents.connect() as agent:
         agent.send_json(agents.hello(**members))
         assert agent.end().code == code
 
@@ -282,7 +282,7 @@ def test_who_sends_more_than_it_has_credit_for_is_closed_and_its_client_is_told(
     flooding = Agent(agents.port, flood, token=agents.token, models=["box-flood"], wrong=Misbehaviour(ignores_credit=True), resumes=False)
     with agents.bystander(), flooding as agent, agents.running.client() as client:
         agents.running.wait_catalog()
-        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         client.ask(CHAT, body("box-flood", stream=True))  # and reads nothing, so that no credit is given
         assert agent.wait_closed(15).code == 4429
         assert client.head().status == 200
