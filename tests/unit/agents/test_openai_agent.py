@@ -16,7 +16,23 @@ import pytest
 
 from agents.openai_agent import Pauses, main, run
 from tests.fakes.agent_gateway import PROTOCOL, AgentGateway, Attached, BytesMessage
-from tests.fakes.answers import CloseAt, ErrorEvent, Events, Json, RateLimited, Redirect, ResetAt, Slow, StallAt, Status, Step, WithoutDone
+from tests.fakes.answers import (
+    Answer,
+    CloseAt,
+    CloseDelimited,
+    ErrorEvent,
+    Events,
+    Json,
+    RateLimited,
+    Redirect,
+    ResetAt,
+    ShortContentLength,
+    Slow,
+    StallAt,
+    Status,
+    Step,
+    WithoutDone,
+)
 from tests.fakes.openai_answers import CHAT_USAGE, MODELS, TEXT
 from tests.fakes.provider import Provider
 from tests.unit.agents.conftest import TOKEN, Authority, Starter
@@ -308,12 +324,12 @@ def test_upstream_that_is_gone_is_told(gateway: AgentGateway, provider: Provider
 
 
 CUTS: list[Step] = [
-    WithoutDone(),
     WithoutDone(drop=3),
+    CloseDelimited(WithoutDone()),
+    ShortContentLength(CloseDelimited(WithoutDone())),
     ResetAt(700),
     CloseAt(700),
     Events(chunk("a"), done=True),
-    Events(chunk("a"), chunk(finish="stop"), done=False),
 ]
 
 
@@ -324,6 +340,16 @@ def test_cut_answer_is_an_error_and_never_an_end(agent: Attached, provider: Prov
     frames = agent.answer()
     assert frames[0]["type"] == "delta"
     assert (frames[-1]["type"], frames[-1]["cause"]) == ("error", "upstream_failed")
+
+
+@pytest.mark.parametrize(
+    "step", [WithoutDone(), CloseDelimited(), Answer(200, (("content-type", "text/event-stream"),), Events(*counting(3), done=False).blocks)]
+)
+def test_answer_that_ends_as_it_was_announced_needs_no_more(agent: Attached, provider: Provider, step: Step) -> None:
+    """Whole chunks or a whole Content-Length with a finish reason; or [DONE], however the body ends."""
+    provider.script(PATH, step)
+    agent.ask("r1")
+    assert agent.answer()[-1]["type"] == "done"
 
 
 def test_cut_at_every_byte_is_never_an_end(agent: Attached, provider: Provider) -> None:
