@@ -1,4 +1,4 @@
-"""The extension in a real browser, between a fake gateway and a fake site: a person saves the options, opens the page, and its session answers."""
+"""The extension in real browsers, between a fake gateway and a fake site: a person saves the options, opens the page, and its session answers."""
 
 from __future__ import annotations
 
@@ -12,41 +12,34 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import chromium, firefox
 from tests.fakes.agent_gateway import PROTOCOL, AgentGateway, Attached
 from tests.fakes.answers import Answer, Json, StallAt
 from tests.fakes.chatgpt_web import TEXT, Conversation, Expired
-from tests.fakes.chromium import PROGRAM, Chromium
+from tests.fakes.chromium import Chromium
+from tests.fakes.firefox import Firefox
 from tests.fakes.provider import Provider
 from tests.fakes.received import Received
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which(PROGRAM) is None, reason="chromium is missing: apt-get install chromium"),
-    pytest.mark.timeout(120),
-]
+pytestmark = pytest.mark.timeout(120)
 EXTENSION = Path(__file__).parents[2] / "agents" / "webextension"
 TOKEN = "gwa_token-of-the-browser"
 PAGE = Answer(200, (("content-type", "text/html"), ("set-cookie", "session=of-the-person; HttpOnly; SameSite=Lax")), (b"<!doctype html><title>A chat</title>",))
 ASKED = "/backend-api/conversation"
-SAVE = """
-(async () => {
-  const given = %s;
-  for (const [name, value] of Object.entries(given)) document.forms[0].elements[name].value = value;
-  document.forms[0].requestSubmit();
-})()
-"""
+FILL = "Object.entries(%s).forEach(([name, value]) => document.forms[0].elements[name].value = value)"
 
 
 @dataclass
 class Browser:
-    chromium: Chromium
+    program: Chromium | Firefox
     gateway: AgentGateway
     site: Provider
     options: str
-    """The target of the options page, which stays open."""
+    """The options page, which stays open."""
 
     def status(self) -> dict[str, str]:
         script = "Object.fromEntries(['state', 'error', 'served'].map((id) => [id, document.getElementById(id).textContent]))"
-        status: dict[str, str] = self.chromium.evaluate(self.options, script)
+        status: dict[str, str] = self.program.evaluate(self.options, script)
         return status
 
     def wait(self, met: Callable[[dict[str, str]], bool], timeout_s: float = 15.0) -> dict[str, str]:
@@ -58,27 +51,36 @@ class Browser:
 
     def save(self, **changed: str) -> None:
         given = {"gateway": self.gateway.url, "token": TOKEN, "site": self.site.root, "kind": "chatgpt_web", "models": "gpt-4, other", **changed}
-        self.chromium.evaluate(self.options, SAVE % json.dumps(given))
+        self.program.evaluate(self.options, FILL % json.dumps(given))
+        self.program.click(self.options, "button")
 
     def open(self) -> tuple[str, Attached]:
         """The site's page, and what the gateway sees of it."""
-        page = self.chromium.open(self.site.root + "/")
+        page = self.program.open(self.site.root + "/")
         return page, self.gateway.accept(20)
 
     def asked(self, path: str) -> list[Received]:
         return [received for received in self.site.requests if received.path == path]
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The permission that a person would grant in a dialogue is in the manifest from the beginning: no dialogue can be clicked without a head."""
-    directory = tmp_path_factory.mktemp("chromium")
+def made(name: str, directory: Path) -> Chromium | Firefox:
+    """In Chromium, the permission that a person would grant in a dialogue is in the manifest from the beginning: without a head no dialogue can be clicked."""
+    kind = {"chromium": chromium, "firefox": firefox}[name]
+    if shutil.which(kind.PROGRAM) is None:
+        pytest.skip(f"{kind.PROGRAM} is missing: apt-get install {kind.PROGRAM}")
+    if name == "firefox":
+        return Firefox(directory, EXTENSION)
     shutil.copytree(EXTENSION, directory / "extension")
     manifest = json.loads((EXTENSION / "manifest.json").read_text())
     (directory / "extension" / "manifest.json").write_text(json.dumps(manifest | {"host_permissions": ["http://127.0.0.1/*"]}))
-    with AgentGateway() as gateway, Provider() as site, Chromium(directory, directory / "extension") as chromium:
-        page = chromium.open(chromium.extension_url() + "/options.html")
-        browser = Browser(chromium, gateway, site, page)
+    return Chromium(directory, directory / "extension")
+
+
+@pytest.fixture(scope="module", params=["chromium", "firefox"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with AgentGateway() as gateway, Provider() as site, made(request.param, tmp_path_factory.mktemp(request.param)) as program:
+        page = program.open(program.extension_url() + "/options.html")
+        browser = Browser(program, gateway, site, page)
         browser.wait(lambda status: status["state"] == "off")
         browser.save()
         browser.wait(lambda status: "open a page" in status["error"])
@@ -92,8 +94,8 @@ def browser(opened: Browser) -> Iterator[Browser]:
     opened.site.always("/api/auth/session", Json({"accessToken": "of-the-page"}))
     opened.site.always(ASKED, Conversation())
     yield opened
-    for target in opened.chromium.targets("page", opened.site.root):
-        opened.chromium.close(target)
+    for page in opened.program.pages(opened.site.root):
+        opened.program.close(page)
     opened.wait(lambda status: status["state"] == "off" and "no page" in status["error"])
 
 
@@ -104,7 +106,7 @@ def ask(agent: Attached, identity: str, **members: Any) -> None:
 def test_page_answers_in_its_own_session(browser: Browser) -> None:
     _, agent = browser.open()
     assert agent.request.subprotocols == [PROTOCOL]
-    assert agent.headers["origin"].startswith("chrome-extension://")
+    assert agent.headers["origin"].startswith(("chrome-extension://", "moz-extension://"))
     hello = agent.hello
     assert (hello["token"], hello["models"], hello["concurrency"], hello["resumes"]) == (TOKEN, ["gpt-4", "other"], 1, False)
     browser.wait(lambda status: status["state"] == "connected")
@@ -148,17 +150,18 @@ def test_page_that_is_closed_is_told(browser: Browser) -> None:
     browser.site.script(ASKED, StallAt(2000, Conversation()))
     ask(agent, "r1")
     assert agent.receive()["type"] == "delta"
-    browser.chromium.close(page)
+    browser.program.close(page)
     while (frame := agent.receive())["type"] == "delta":
         pass
     assert (frame["type"], frame["cause"]) == ("error", "upstream_failed")
     assert agent.wait_closed() == 1000
 
 
+@pytest.mark.parametrize("opened", ["chromium"], indirect=True)
 def test_worker_that_the_browser_ended_comes_back_with_its_page(browser: Browser) -> None:
     _, agent = browser.open()
-    (worker,) = browser.chromium.targets("service_worker", "chrome-extension://")
-    browser.chromium.close(worker)
+    assert isinstance(browser.program, Chromium)
+    browser.program.end_worker()
     assert agent.wait_closed(10) is not None
     again = browser.gateway.accept(20)
     ask(again, "r1")

@@ -61,8 +61,16 @@ class Chromium:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def targets(self, kind: str, url: str = "") -> list[str]:
-        """The ids of what is open: of a kind, with an address that begins so."""
+    def pages(self, url: str) -> list[str]:
+        """Whose address begins so."""
+        return self._targets("page", url)
+
+    def end_worker(self) -> None:
+        """Of the extension, as the browser does when it is idle."""
+        (worker,) = self._targets("service_worker", "chrome-extension://")
+        self.close(worker)
+
+    def _targets(self, kind: str, url: str) -> list[str]:
         found = self.call("Target.getTargets")["targetInfos"]
         return [target["targetId"] for target in found if target["type"] == kind and target["url"].startswith(url)]
 
@@ -87,6 +95,9 @@ class Chromium:
 
     def close(self, target: str) -> None:
         self.call("Target.closeTarget", targetId=target)
+
+    def click(self, target: str, selector: str) -> None:
+        self.evaluate(target, f"document.querySelector({json.dumps(selector)}).click()")
 
     def evaluate(self, target: str, script: str) -> Any:
         """What a script comes to in a page, run as upon a person's click."""
