@@ -23,7 +23,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 run: $(VENV)/installed  ## Install into .venv and start the gateway; prints a curl line to paste
 	@$(BIN)/gateway serve
 
-test: $(VENV)/installed-dev  ## Run the tests (those with PostgreSQL, npm, nginx and a C compiler where they are installed)
+test: $(VENV)/installed-dev  ## Run the tests (those with PostgreSQL, npm, nginx, Chromium, Firefox and a C compiler where they are installed)
 	$(BIN)/python -m pytest -q
 
 check: $(VENV)/installed-dev  ## Style, types and architecture

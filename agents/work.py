@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from agents.link import Link
@@ -148,10 +149,12 @@ class Work:
         self._changed.notify_all()
 
     def _send(self) -> None:
-        for seq, frame in self._kept:
-            if self._link is not None and self._sent < seq <= self._allowed:
-                self._link.post(frame)
-                self._sent = seq
+        if self._link is None or not self._kept:
+            return
+        first = self._kept[0][0]
+        for seq, frame in islice(self._kept, self._sent + 1 - first, max(0, self._allowed + 1 - first)):
+            self._link.post(frame)
+            self._sent = seq
 
 
 def whole(frame: Mapping[str, Any], name: str) -> int:
