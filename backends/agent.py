@@ -18,6 +18,7 @@ from gateway.dialects.openai_usage import usage
 from gateway.errors import (
     AgentFailed,
     AgentLost,
+    BadRequest,
     Cancelled,
     UpstreamError,
     UpstreamInterrupted,
@@ -33,6 +34,7 @@ GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
 WORD = 200
+REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
 
 
@@ -58,6 +60,8 @@ class Agent(ChatBackend):
         """The events of `chat`, given up at `deadline` (monotonic) or when `cancel` fires, also while the agent is silent."""
         if self._frames is None:
             raise AgentLost("This process hosts no agents.")
+        if request.document.get("n") not in (None, 1):
+            raise BadRequest("This model gives one choice: 'n' must be 1.", param="n")
         return _events(_Request(self._frames, request, target, deadline, cancel, self.services.clock))
 
 
@@ -272,7 +276,7 @@ def _text(value: Any) -> str | None:
 def _finished(frame: Mapping[str, Any]) -> Finished:
     told, reason = frame.get("conversation"), frame.get("reason")
     conversation = {str(name): value for name, value in told.items() if isinstance(value, str)} if isinstance(told, Mapping) else None
-    return Finished(reason if isinstance(reason, str) and reason else "stop", usage(frame), conversation)
+    return Finished(reason if isinstance(reason, str) and reason in REASONS else "stop", usage(frame), conversation)
 
 
 def _failure(frame: Mapping[str, Any]) -> UpstreamError:
