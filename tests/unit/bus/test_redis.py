@@ -18,7 +18,8 @@ from gateway.bus.redis import RedisBus
 from gateway.bus.unix import UnixBus
 from gateway.bus.windowed_channel import ACCEPTER, OPEN, Message
 from gateway.concurrency import patched
-from gateway.frames import ChannelLost
+from gateway.frames import Channel, ChannelLost
+from gateway.redis import RedisErrors, connect
 from tests.fakes.redis import RedisServer
 from tests.unit.bus.buses import FAR, NEAR, BusContract, far_worker, lost, opened_until_lost, opening
 from tests.unit.bus.serving import ECHO, SILENT, Serving
@@ -154,7 +155,7 @@ def test_without_redis_nothing_hangs_and_when_it_is_back_channels_open_again(
     _opened_again(near).close()
 
 
-def _opened_again(bus: RedisBus) -> object:
+def _opened_again(bus: RedisBus) -> Channel:
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -194,6 +195,16 @@ def test_a_password_is_given_and_a_wrong_one_is_told_without_showing_it(
         assert told.startswith("workers of other hosts cannot be reached: ")
         assert "hunter22" not in told
         assert "secret33" not in told
+
+
+def test_channels_go_over_tls(tmp_path: Path, other_host: Callable[[str, str], RedisBus]) -> None:
+    with RedisServer(tmp_path, "hunter22", tls=True) as server:
+        near, far = other_host(NEAR, server.url.reveal()), other_host(FAR, server.url.reveal())
+        near.start(lambda opening, channel: None)
+        far.start(Serving().accept)
+        _opened_again(near).close()
+        with connect(Secret(server.url.reveal().partition("?")[0])) as client, pytest.raises(RedisErrors, match="certificate verify failed"):
+            client.ping()
 
 
 GARBAGE = {
