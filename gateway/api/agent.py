@@ -202,8 +202,10 @@ def _check_admin(family: Family) -> None:
     if family.settings.admin_key is None:
         raise SwitchedOff("There is no admin key: set GATEWAY_ADMIN_KEY.")
     g.document = _object(family, "Invalid request body") if request.method == "POST" else request.args
-    shown = g.document.get("admin_key") or _raw_key()
-    if not isinstance(shown, str) or not api_server.is_admin_key(family.settings, shown):
+    if not all(isinstance(g.document.get(name) or "", str) for name in ("admin_key", "user_id")):
+        raise BadRequest("Invalid request body")
+    shown: str = g.document.get("admin_key") or _raw_key()
+    if not api_server.is_admin_key(family.settings, shown):
         raise Unauthenticated("Invalid admin key")
 
 
@@ -222,7 +224,7 @@ def _add_user(family: Family) -> Answered:
 
 def _delete_user(family: Family) -> Answered:
     try:
-        api_server.delete_user(family.database, str(g.document.get("user_id") or ""), _now_ms())
+        api_server.delete_user(family.database, g.document.get("user_id") or "", _now_ms())
     except GatewayError:
         return _json(500, {"error": "Failed to delete user from database"})
     return _json(200, {"message": "User deleted"})

@@ -16,6 +16,7 @@ from gateway.core.catalog import Deployment
 from gateway.core.exchange import Exchange
 from gateway.core.gateway import Gateway
 from gateway.core.identity import API_SERVER, INFERENCE, Identity, Presented, Principal
+from gateway.core.rests import NOT_CONNECTED, RECONNECTING
 from gateway.dialects import CHAT_CODECS
 from gateway.errors import (
     AgentFailed,
@@ -87,7 +88,7 @@ class Asks:
             environ["gateway.relay"] = relay = self._gateway.handle(exchange)
         except GatewayError as error:
             self._gateway.ledger.close(exchange, error)
-            told = _told(error, conversation)
+            told = self._told(error, conversation)
             if told is None:
                 raise
             return _json(*told, exchange)
@@ -97,11 +98,13 @@ class Asks:
         return answered
 
     def _go_on(self, exchange: Exchange, conversation: str) -> None:
-        """Raises NoDeploymentAvailable for a conversation that nobody began here."""
+        """Nobody else may answer than who answered before. Raises NoDeploymentAvailable for a conversation that nobody began here."""
         if not conversation:
             return
         pools = {deployment.pool.id for deployment in self._deployments() if deployment.pool is not None}
-        if all(self._affinity.binding(exchange, pool, _named(conversation)) is None for pool in pools):
+        bound = {self._affinity.binding(exchange, pool, _named(conversation)) for pool in pools}
+        exchange.bound = frozenset(number for number in bound if number is not None)
+        if not exchange.bound:
             raise NoDeploymentAvailable("Conversation doesn't exists", code="conversation_unknown")
 
     def _bind(self, exchange: Exchange, body: bytes) -> None:
@@ -115,6 +118,12 @@ class Asks:
 
     def _deployments(self) -> list[Deployment]:
         return list(self._gateway.catalog.snapshot.find(NAME))
+
+    def _told(self, error: GatewayError, conversation: str) -> tuple[int, Mapping[str, Any]] | None:
+        """That nobody is there comes before what became of a conversation."""
+        deployments = self._deployments()
+        absent = [rest for _, rest in self._gateway.dispatcher.resting(deployments) if rest.reason in (NOT_CONNECTED, RECONNECTING)]
+        return _told(error, conversation if len(absent) < len(deployments) else "")
 
 
 def _named(conversation: str) -> str:
@@ -131,7 +140,7 @@ def _told(error: GatewayError, conversation: str) -> tuple[int, Mapping[str, Any
         return 500, {"error": READ_FAILED, "err": "i/o timeout"}
     if isinstance(error, AgentLost):
         return 500, {"error": READ_FAILED, "err": "the connection was lost"}
-    if error.code == "conversation_unknown":
+    if error.code == "conversation_unknown" and conversation:
         return 500, {"error": error.message}
     if isinstance(error, NoDeploymentAvailable) and conversation:
         return 500, {"error": "Connection no longer exists"}

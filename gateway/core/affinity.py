@@ -48,6 +48,10 @@ class Affinity:
 
     def kept(self, exchange: Exchange, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates that a hard binding leaves. Names the conversation on the exchange where a pool asks for that. Raises StoreUnavailable."""
+        if exchange.bound:  # by its client's own word, whatever its pool's affinity
+            for candidate in [each for each in candidates if credential_id(each) not in exchange.bound]:
+                exchange.excluded[candidate.deployment.place] = "bound_elsewhere"
+            return [each for each in candidates if credential_id(each) in exchange.bound]
         pools = {candidate.deployment.pool for candidate in candidates if candidate.deployment.pool is not None and candidate.deployment.pool.affinity}
         name = _named(exchange) if pools else None
         if name is None:
@@ -82,6 +86,8 @@ class Affinity:
     def is_bound(self, exchange: Exchange, candidate: Candidate) -> bool:
         """Whether the call's conversation is bound to this one for good."""
         pool = candidate.deployment.pool
+        if exchange.bound:
+            return credential_id(candidate) in exchange.bound
         if pool is None or pool.affinity != "hard" or exchange.conversation is None:
             return False
         own = self._known.get(conversation_key(exchange, pool.id))
@@ -104,10 +110,11 @@ class Affinity:
         return self._database.read(lambda: conversations.bound(conversation_key(exchange, pool_id)))
 
     def bind(self, exchange: Exchange, pool_id: int, credential: int, name: str) -> None:
-        """From now on the conversation goes on there. Raises StoreUnavailable."""
+        """From now on the conversation goes on there, wherever it went on before. Raises StoreUnavailable."""
         exchange.conversation = name
         key = conversation_key(exchange, pool_id)
-        self._remember(key, self._database.write(lambda: conversations.bind(key, pool_id, credential, exchange.at)))
+        self._database.write(lambda: conversations.rebind(key, pool_id, credential, exchange.at))
+        self._remember(key, credential)
 
     def _bound(self, key: str, members: Sequence[Candidate]) -> int | None:
         """What is remembered of a credential that is not there any more is asked for again: a deleted one binds nothing."""

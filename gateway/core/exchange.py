@@ -104,7 +104,7 @@ class Exchange:
     `served_by`: the model whose deployments answer, where that is not the one that was asked for.
     `full`: until when those that were excluded have no place left. `doubted`: whose failures may have been the caller's, with their deployment.
     `taken`: what it took of its limits, whose `standings` were those when it began, or was refused. `queue`: where it waits for
-    agents. `conversation`: what tells it, where a pool asks for that, and `affinity` what came of it.
+    agents. `conversation`: what tells it, where a pool asks for that, and `affinity` what came of it; `bound`: the credentials that it goes on with.
     """
 
     id: str
@@ -131,6 +131,7 @@ class Exchange:
     lease: Held | None = None
     queue: str | None = None
     conversation: str | None = None
+    bound: frozenset[int] = frozenset()
     affinity: dict[str, Any] | None = None
     first_byte: float | None = None
     status: int | None = None

@@ -18,6 +18,12 @@ def bind(key: str, pool_id: int, credential_id: int, at: int) -> int:
     return credential_id if found is None else found
 
 
+def rebind(key: str, pool_id: int, credential_id: int, at: int) -> None:
+    """Bind it to this one, whoever it was bound to."""
+    new = {"pool": pool_id, "credential": credential_id, "at": at}
+    ConversationRow.insert(id=key, **new).on_conflict(conflict_target=[ConversationRow.id], update=new).execute()
+
+
 def forget_conversations(before: int, limit: int) -> int:
     """Of those that were bound before, at most so many; how many."""
     old = [row.id for row in ConversationRow.select(ConversationRow.id).where(ConversationRow.at < before).limit(limit)]

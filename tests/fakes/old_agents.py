@@ -69,6 +69,8 @@ class OldAgent(Connecting):
     ) -> None:
         super().__init__(port)
         self.kept_id, self.pongs, self.offered_id = kept_id, pongs, ""
+        self.on_ping: Callable[[], None] | None = None
+        """What it does in place of a pong."""
         self.asked: list[dict[str, Any]] = []
         self.ids: list[str] = []
         """Of the requests' frames."""
@@ -105,7 +107,9 @@ class OldAgent(Connecting):
             with self.changed:
                 self.pings += 1
                 self.changed.notify_all()
-            if self.pongs:
+            if self.on_ping is not None:
+                self.on_ping()
+            elif self.pongs:
                 self.say({"id": frame["id"], "message": "pong", "data": ""})
         elif message == "ChatGptRequest":
             with self.changed:

@@ -18,3 +18,11 @@ def test_old_bindings_are_forgotten(database: Database) -> None:
         database.write(lambda number=number: conversations.bind(f"k{number}", pool.id, 1, 100 * number))  # type: ignore[misc]
     assert database.write(lambda: conversations.forget_conversations(200, 10)) == 2
     assert database.read(lambda: conversations.bound("k2")) == 1
+
+
+def test_a_conversation_that_goes_on_elsewhere_is_bound_anew(database: Database) -> None:
+    pool = database.write(lambda: pools.create_pool("rebound"))
+    for number in (3, 4):
+        database.write(lambda number=number: conversations.rebind("again", pool.id, number, 100 * number))  # type: ignore[misc]
+    assert database.read(lambda: conversations.bound("again")) == 4
+    assert database.write(lambda: conversations.forget_conversations(350, 10)) == 0
