@@ -16,7 +16,7 @@ import pytest
 
 from agents.openai_agent import Pauses, main, run
 from tests.fakes.agent_gateway import PROTOCOL, AgentGateway, Attached, BytesMessage
-from tests.fakes.answers import CloseAt, ErrorEvent, Events, Json, RateLimited, Redirect, ResetAt, Slow, StallAt, Status, Step, WithoutDone
+from tests.fakes.answers import CloseAt, ErrorEvent, Events, Json, RateLimited, Redirect, ResetAt, Silent, Slow, StallAt, Status, Step, WithoutDone
 from tests.fakes.openai_answers import CHAT_USAGE, MODELS, TEXT
 from tests.fakes.provider import Provider
 from tests.unit.agents.conftest import TOKEN, Authority, Starter
@@ -415,6 +415,18 @@ def test_what_cannot_be_resumed_is_said_so(gateway: AgentGateway, start: Starter
     again.send(**{"type": "resume", "session": agent.hello["session"], "credit": 5, **resume})
     frame = again.receive()
     assert (frame["type"], frame["cause"], frame["id"], frame["seq"]) == ("error", "unknown_request", resume["id"], resume["received"] + 1)
+
+
+def test_what_nothing_was_sent_of_keeps_no_place_after_a_lost_connection(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
+    start(concurrency=1)
+    agent = gateway.accept()
+    provider.script(PATH, Silent(), Events(*counting(2)))
+    agent.ask("r1")
+    provider.wait_requests(2)
+    agent.drop()
+    again = gateway.accept()
+    again.ask("r2")
+    assert text_of(again.answer()) == "0 1 "
 
 
 def test_what_nobody_resumes_is_given_up_after_the_grace_period(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
