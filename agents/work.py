@@ -100,11 +100,14 @@ class Work:
             self._arrived(received)
 
     def lost(self, link: Link, grace_s: float) -> None:
-        """Work on, but send nothing until it is resumed, and give up after the grace period."""
+        """Work on, but send nothing until it is resumed, and give up after the grace period; at once what nothing was sent of, which is another agent's now."""
         with self._changed:
             if self._link is not link or not self.running:
                 return
             self._link = None
+            if not self._sent:
+                self.give_up()
+                return
             self._grace = threading.Timer(grace_s, self._unresumed)
             self._grace.daemon = True
             self._grace.start()

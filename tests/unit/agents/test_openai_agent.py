@@ -28,6 +28,7 @@ from tests.fakes.answers import (
     Redirect,
     ResetAt,
     ShortContentLength,
+    Silent,
     Slow,
     StallAt,
     Status,
@@ -475,6 +476,18 @@ def test_what_cannot_be_resumed_is_said_so(gateway: AgentGateway, start: Starter
     again.send(**{"type": "resume", "session": agent.hello["session"], "credit": 5, **resume})
     frame = again.receive()
     assert (frame["type"], frame["cause"], frame["id"], frame["seq"]) == ("error", "unknown_request", resume["id"], resume["received"] + 1)
+
+
+def test_what_nothing_was_sent_of_keeps_no_place_after_a_lost_connection(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
+    start(concurrency=1)
+    agent = gateway.accept()
+    provider.script(PATH, Silent(), Events(*counting(2)))
+    agent.ask("r1")
+    provider.wait_requests(2)
+    agent.drop()
+    again = gateway.accept()
+    again.ask("r2")
+    assert text_of(again.answer()) == "0 1 "
 
 
 def test_what_nobody_resumes_is_given_up_after_the_grace_period(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
