@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
-
-import msgspec
 
 from gateway.backend import Call, Cancellation, ChatBackend, Reply, Services, Target
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, TextDelta, ToolCallDelta
@@ -26,13 +24,15 @@ from gateway.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from gateway.frames import Channel, ChannelLost, Connected, Frames
+from gateway.frames import Channel, ChannelLost, Connected, Frames, decoded
 
 CREDIT = 64
 """How many frames of an answer may be under way."""
 GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
+MOST_WHOLE_BYTES = 32_000_000
+"""Of an answer that leaves at its end: until then it is in memory."""
 WORD = 200
 REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
@@ -62,7 +62,7 @@ class Agent(ChatBackend):
             raise AgentLost("This process hosts no agents.")
         if request.document.get("n") not in (None, 1):
             raise BadRequest("This model gives one choice: 'n' must be 1.", param="n")
-        return _events(_Request(self._frames, request, target, deadline, cancel, self.services.clock))
+        return _events(partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock))
 
 
 class _Chat(ChatBackend):
@@ -76,8 +76,9 @@ class _Chat(ChatBackend):
         return self._backend.answer(request, target, self._call.deadline, self._call.cancel)
 
 
-def _events(asked: _Request) -> Iterator[ChatEvent]:
-    begun = False
+def _events(ask: Callable[[], _Request]) -> Iterator[ChatEvent]:
+    """Nothing is asked before the first event is wanted: an iterator that nobody reads has nothing to close."""
+    asked, begun = ask(), False
     try:
         while True:
             frame = asked.next()
@@ -114,7 +115,7 @@ class _Request:
     def __init__(self, frames: Frames, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation, clock: Callable[[], float]) -> None:
         self._frames, self._target, self._deadline, self._cancel, self._clock = frames, target, deadline, cancel, clock
         self.id, self.streams = uuid4().hex, request.stream
-        self._received = self._unacknowledged = 0
+        self._received = self._unacknowledged = self._bytes = 0
         connection = frames.connected(target.credential)
         if connection is None:
             raise AgentLost("The agent is not connected.")
@@ -152,16 +153,26 @@ class _Request:
                 raise UpstreamTimeout("The agent did not answer in time.", phase=phase)
             try:
                 raw = self._channel.receive(wait_s)
-                frame = None if raw is None else _decoded(raw)
+                frame = None if raw is None else self._read(raw)
                 if frame is not None and frame.get("type") == "lost":
                     raise ChannelLost("gone")
             except ChannelLost:
                 self._check_cancelled()
                 self._resume()
+                self._check_cancelled()  # it may have closed the channel before
                 continue
             self._check_cancelled()
             if frame is not None and self._is_current():
                 return frame
+
+    def _read(self, raw: bytes) -> Mapping[str, Any]:
+        self._bytes += len(raw)
+        if self._bytes > MOST_WHOLE_BYTES and not self.streams:
+            raise UpstreamProtocolError("The agent's answer is too large.")
+        frame = decoded(raw)
+        if frame is None:
+            raise UpstreamProtocolError("The agent sent what is no frame.")
+        return frame
 
     def _is_current(self) -> bool:
         """What a connection still says after another took its place does not count; its channel is about to end."""
@@ -188,9 +199,13 @@ class _Request:
 
     def _resumed(self, connection: Connected) -> bool:
         try:
-            channel = self._opened(connection)
+            channel = self._frames.open(connection)
+        except ChannelLost:
+            return False
+        try:
             channel.send(self._frame(type="resume", session=connection.session, received=self._received, credit=CREDIT))
-        except (ChannelLost, AgentLost):
+        except ChannelLost:
+            channel.close()
             return False
         self._channel.close()
         self._channel, self._connection, self._unacknowledged = channel, connection, 0
@@ -213,6 +228,7 @@ class _Request:
             self._channel.send(self._frame(**members))
         except ChannelLost as error:
             self.close()
+            self._check_cancelled()
             raise AgentLost("The agent cannot be reached.") from error
 
     def _tell(self, **members: Any) -> None:
@@ -242,24 +258,6 @@ def _body(request: ChatRequest, model: str) -> dict[str, Any]:
     return {"body": body} | ({"conversation": conversation} if isinstance(conversation, Mapping) else {})
 
 
-def _decoded(raw: bytes) -> Mapping[str, Any]:
-    try:
-        frame = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        frame = _lenient(raw)
-    if not isinstance(frame, Mapping):
-        raise UpstreamProtocolError("The agent sent what is no frame.")
-    return frame
-
-
-def _lenient(raw: bytes) -> Any:
-    """Half of a surrogate pair is JSON to Python's decoder alone."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _delta(frame: Mapping[str, Any]) -> ChatEvent:
     call, text = frame.get("tool_call"), frame.get("text")
     if isinstance(text, str):
@@ -285,9 +283,7 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
     status, body = frame.get("status"), frame.get("body")
     if cause == "bad_request":
         refused = status if isinstance(status, int) and 400 <= status < 500 and status not in (401, 402, 403, 429) else 400
-        document = (
-            body if isinstance(body, Mapping) else {"error": {"message": str(frame.get("message"))[:WORD], "type": "invalid_request_error", "code": None}}
-        )
+        document = body if isinstance(body, Mapping) else {"error": {"message": _said(frame), "type": "invalid_request_error", "code": None}}
         return UpstreamRefused(refused, (("content-type", "application/json"),), dumps(document))
     if cause in _STATUSES:
         wait_s = frame.get("retry_after_s")
@@ -296,3 +292,7 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
     if cause == "timeout":
         return UpstreamTimeout("The agent's upstream did not answer in time.", phase="first_byte")
     return AgentFailed("The agent could not answer.", cause=cause[:WORD], detail=frame.get("detail"))
+
+
+def _said(frame: Mapping[str, Any]) -> str:
+    return (_text(frame.get("message")) or "The agent refused the request.")[:WORD]

@@ -31,7 +31,7 @@ from gateway.core.agent_session import (
     Welcome,
 )
 from gateway.dialects.openai_chat import dumps, plain_text
-from gateway.frames import Channel, ChannelLost
+from gateway.frames import Channel, ChannelLost, decoded
 
 PING_REPLY_S = 5.0
 ANSWER_S = 120.0
@@ -105,10 +105,10 @@ class OlderSession:
     def attend(self, channel: Channel) -> None:
         """Reads the channel to its end, by which a client says that it waits no longer, while the agent is asked."""
         try:
-            asked = json.loads(channel.receive(FIRST_FRAME_S) or b"{}")
-        except (ChannelLost, ValueError):
+            asked = decoded(channel.receive(FIRST_FRAME_S) or b"")
+        except ChannelLost:
             return
-        if asked.get("type") != "request":  # it resumes nothing
+        if asked is None or asked.get("type") != "request":  # it resumes nothing
             return
         waited = _Waited(str(uuid4()))
         spawn(lambda: self._serve(channel, asked, waited), "older-agent-request")
@@ -181,8 +181,13 @@ class OlderSession:
     def _take(self, frame: Mapping[str, Any]) -> None:
         if frame.get("message") == "pong":
             self._ponged(frame)
-        elif (waited := self._answer) is not None and (frame.get("id") == waited.id or frame.get("id") not in self._given):
-            waited.give(frame)  # one that is late, of a request before, is nobody's answer
+        elif (waited := self._answer) is not None and (frame.get("id") == waited.id or not self._is_late(frame)):
+            waited.give(frame)
+
+    def _is_late(self, frame: Mapping[str, Any]) -> bool:
+        """Whether it is of a request before: nobody's answer."""
+        id = frame.get("id")
+        return isinstance(id, str) and id in self._given
 
     def _ponged(self, frame: Mapping[str, Any]) -> None:
         if self._unanswered:
@@ -207,11 +212,8 @@ class OlderSession:
 
 def _frame(raw: str) -> Mapping[str, Any]:
     """Raises Refused for what is no JSON object."""
-    try:
-        frame = json.loads(raw)
-    except (ValueError, RecursionError):
-        frame = None
-    if not isinstance(frame, dict):
+    frame = decoded(raw)
+    if frame is None:
         raise Refused(PROTOCOL_ERROR, "a frame that is no JSON object")
     return frame
 
@@ -219,8 +221,9 @@ def _frame(raw: str) -> Mapping[str, Any]:
 def _request(asked: Mapping[str, Any]) -> dict[str, str]:
     """What the agent is asked. Where no conversation goes on, all that was said before is told at once."""
     conversation = asked.get("conversation") or {}
-    messages = (asked.get("body") or {}).get("messages") or []
-    texts = [(str(each.get("role")), plain_text(each.get("content"))) for each in messages if isinstance(each, dict)]
+    messages = (asked.get("body") or {}).get("messages")
+    said = [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
+    texts = [(str(each.get("role")), plain_text(each.get("content"))) for each in said]
     content = texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in texts)
     return {
         "message_id": conversation.get("message_id") or str(uuid4()),
@@ -232,11 +235,9 @@ def _request(asked: Mapping[str, Any]) -> dict[str, str]:
 
 def _answered(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An answer's `data` is a JSON object; whatever else it is, an error's words among them, says that there is none."""
-    try:
-        answer = json.loads(frame["data"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
+    data = frame.get("data")
+    answer = decoded(data) if isinstance(data, str) else None
+    if answer is None:
         shown = {name: str(frame.get(name, ""))[:DETAIL] for name in ("id", "message", "data")}
         return [_failed("bad_data", "Failed to convert response to ChatGptResponse", shown)]
     told = {"id": _text(answer, "conversation_id"), "message_id": _text(answer, "response_id")}

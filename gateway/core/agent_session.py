@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.dialects.openai_chat import dumps
-from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost
+from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 HELLO_S = 10.0
 PING_S, PONG_S = 20.0, 4.0
@@ -120,8 +120,16 @@ class _Head(msgspec.Struct):
     at: Any = None
 
 
+class _Opening(msgspec.Struct):
+    """The same of the frame that a client's channel begins with."""
+
+    id: str
+    credit: int
+
+
 @dataclass(eq=False, slots=True)
 class _Request:
+    id: str
     channel: Channel
     credit: int
 
@@ -173,35 +181,38 @@ class SessionV2:
                 self._take(raw)
 
     def attend(self, channel: Channel) -> None:
-        id = ""
+        request: _Request | None = None
         try:
-            id = self._begun(channel)
+            raw = channel.receive(FIRST_FRAME_S)
+            if raw is None:
+                return
+            request = self._begun(channel, raw)
+            self._socket.send(raw)
             while True:
                 raw = channel.receive(3600.0)
                 if raw is not None:
-                    self._pass_on(id, raw)
+                    self._pass_on(request, raw)
         except ChannelLost:
-            self._give_up(id)
-        except (SocketClosed, msgspec.DecodeError):  # `run` hears of the first as well, and says so to all
+            if request is not None:
+                self._give_up(request)
+        except SocketClosed:  # `run` hears of it as well, and says so to all
             channel.close()
         finally:
-            self._forget(id)
+            if request is not None:
+                self._end(request)
 
     def end(self, code: int, reason: str) -> None:
         self._socket.close(code, reason)
         with self._lock:
             self._closed = True
-            left, self._requests = list(self._requests.items()), {}
-        for id, request in left:
-            tell_lost(request.channel, id)
+            left, self._requests = list(self._requests.values()), {}
+        for request in left:
+            tell_lost(request.channel, request.id)
 
     # from the agent
 
     def _take(self, raw: str) -> None:
-        try:
-            head = _heads.decode(raw)
-        except (msgspec.DecodeError, UnicodeEncodeError):
-            head = _Head(**{name: value for name, value in _object(raw).items() if name in ("type", "id", "at") and (isinstance(value, str) or name == "at")})
+        head = _head(raw)
         if head.type in _OF_REQUESTS:
             self._answer(head, raw)
         elif head.type == "pong":
@@ -228,63 +239,59 @@ class SessionV2:
             if head.id in self._ended:
                 return
             raise Refused(PROTOCOL_ERROR, "a frame of a request that was never given to this agent")
-        request.credit -= 1
+        with self._lock:
+            request.credit -= 1
         if request.credit < 0:
             raise Refused(TOO_MUCH, "more frames than there was credit for")
         try:
             request.channel.send(raw.encode("utf-8", "surrogatepass"))
         except ChannelLost:
-            self._give_up(head.id)
+            self._give_up(request)
             return
         if head.type != "delta":
             if head.type == "done":
                 self.heard_at = time.time()
-            self._end(head.id)
+            self._end(request)
 
     # from a client
 
-    def _begun(self, channel: Channel) -> str:
-        """The id of the request that the channel begins with, which the agent has now."""
-        raw = channel.receive(FIRST_FRAME_S)
-        if raw is None:
-            raise ChannelLost("gone")
-        document = msgspec.json.decode(raw)
-        id: str = document["id"]
+    def _begun(self, channel: Channel, raw: bytes) -> _Request:
+        """The request that the channel begins with. Raises ChannelLost."""
+        opening = _opening(raw)
+        request = _Request(opening.id, channel, opening.credit)
         with self._lock:
             if self._closed:
                 raise ChannelLost("gone")
-            self._requests[id] = _Request(channel, int(document["credit"]))
-            self._ended.pop(id, None)
+            self._requests[request.id] = request
+            self._ended.pop(request.id, None)
         self.used_at = time.time()
-        self._socket.send(raw)
-        return id
+        return request
 
-    def _pass_on(self, id: str, raw: bytes) -> None:
-        request = self._requests.get(id)
-        if b'"credit"' in raw and request is not None:
-            request.credit += int(msgspec.json.decode(raw).get("n") or 0)
+    def _pass_on(self, request: _Request, raw: bytes) -> None:
+        if b'"credit"' in raw:
+            more = (decoded(raw) or {}).get("n")
+            with self._lock:
+                request.credit += more if isinstance(more, int) else 0
         self._socket.send(raw)
 
-    def _give_up(self, id: str) -> None:
+    def _give_up(self, request: _Request) -> None:
         """Nobody waits for it."""
-        if id in self._requests:
-            self._end(id)
+        if self._end(request):
             try:
-                self._tell(type="cancel", id=id)
+                self._tell(type="cancel", id=request.id)
             except SocketClosed:
                 return
 
-    def _end(self, id: str) -> None:
-        """Late frames of it are passed over; its channel stays, for the client's last word."""
+    def _end(self, request: _Request) -> bool:
+        """Whether it was under way. Late frames of it are passed over; its channel stays, for the client's last word."""
         with self._lock:
-            self._requests.pop(id, None)
-            self._ended[id] = None
+            if self._requests.get(request.id) is not request:
+                return False
+            del self._requests[request.id]
+            self._ended[request.id] = None
             while len(self._ended) > ENDED_REMEMBERED:
                 self._ended.popitem(last=False)
-
-    def _forget(self, id: str) -> None:
-        if id in self._requests:
-            self._end(id)
+            return True
 
     # whether it is there
 
@@ -308,7 +315,29 @@ class SessionV2:
         self._socket.send(dumps(members))
 
 
-_heads = msgspec.json.Decoder(_Head)
+_heads, _openings = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_Opening)
+
+
+def _head(raw: str) -> _Head:
+    """Raises Refused."""
+    try:
+        return _heads.decode(raw)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        members = _object(raw)
+    id = members.get("id")
+    return _Head(members["type"], id if isinstance(id, str) else "", members.get("at"))
+
+
+def _opening(raw: bytes) -> _Opening:
+    """Raises ChannelLost."""
+    try:
+        return _openings.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        members = decoded(raw) or {}
+    id, credit = members.get("id"), members.get("credit")
+    if not isinstance(id, str) or not isinstance(credit, int):
+        raise ChannelLost("gone")
+    return _Opening(id, credit)
 
 
 def tell_lost(channel: Channel, id: str) -> None:
@@ -322,13 +351,12 @@ def tell_lost(channel: Channel, id: str) -> None:
 
 
 def _object(raw: str) -> dict[str, Any]:
-    """Raises Refused for what is no JSON object."""
-    try:
-        document = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        raise Refused(PROTOCOL_ERROR, "a frame that is no JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("type"), str):
-        raise Refused(PROTOCOL_ERROR, "a frame that is no object with a type")
+    """Raises Refused for what is no JSON object with a type."""
+    document = decoded(raw)
+    if document is None:
+        raise Refused(PROTOCOL_ERROR, "a frame that is no JSON object")
+    if not isinstance(document.get("type"), str):
+        raise Refused(PROTOCOL_ERROR, "a frame without a type")
     return document
 
 

@@ -157,7 +157,10 @@ class Agents:
         connection = _Connection(self._claimed(self._holder(session, hello, admitted)), session, admitted)
         session.announced = lambda said: self._announced(connection, said)
         with self._lock:
-            before, self._connections[admitted.agent] = self._connections.get(admitted.agent), connection
+            before = self._connections.get(admitted.agent)
+            if before is not None and before.holder.epoch > connection.holder.epoch:
+                raise Refused(REPLACED, "the agent connected again")
+            self._connections[admitted.agent] = connection
         if before is not None:
             _end(before, REPLACED, "the agent connected again")
         log.info("an agent is connected", extra={"fields": _told(connection)})

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.core.agent_session import FORBIDDEN, TOO_MUCH, UNKNOWN, Hello, Refused
-from gateway.core.globs import is_glob, matches
+from gateway.core.globs import is_glob, is_model, matches_any
 from gateway.errors import BadRequest
-from gateway.secrets import Secrets
+from gateway.secrets import Secrets, looks_like_key
 from gateway.store import agents
 from gateway.store.agents import Announced, Enrolment
 from gateway.store.database import Database
@@ -71,7 +71,7 @@ class Enrolments:
         if token is None:
             found: Enrolment | None = self._open_door()
         else:
-            digest = self._secrets.hasher.hash(token) if token else ""
+            digest = self._secrets.hasher.hash(token) if looks_like_key(token) else ""  # a typo costs no look-up
             found = self._database.read(lambda: agents.find_enrolment(digest)) if digest else None
         if found is None or found.state(_now_ms()) != "active":
             raise Refused(UNKNOWN, REFUSAL)
@@ -98,10 +98,10 @@ class Enrolments:
 
 
 def covered(allowed: Sequence[str], announced: Sequence[str] | None) -> tuple[str, ...]:
-    """Of what an agent announces, what its token covers; where it announces nothing, whatever its token names."""
+    """Of what an agent announces, what its token covers and can be a model's name; where it announces nothing, whatever its token names."""
     if not announced:
         return tuple(allowed) if announced is None else tuple(model for model in allowed if not is_glob(model))
-    return tuple(model for model in announced if model in allowed or (not is_glob(model) and any(matches(model, pattern) for pattern in allowed)))
+    return tuple(model for model in announced if model in allowed or (is_model(model) and not is_glob(model) and matches_any(model, allowed)))
 
 
 def _now_ms() -> int:
