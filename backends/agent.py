@@ -34,6 +34,10 @@ LOOK_S = 0.05
 MOST_WHOLE_BYTES = 32_000_000
 """Of an answer that leaves at its end: until then it is in memory."""
 WORD = 200
+HUNG_UP = "hung_up"
+"""Of a channel that was lost: the agent itself closed its connection, or broke the protocol."""
+CAUSES = frozenset({"busy", "unknown_request", "internal", "ping_failed", "send_failed", "read_failed", "wrong_id", "bad_data"})
+"""Of what an agent says, and of what an older one shows, those that are not an upstream's status; others are "internal"."""
 REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
 
@@ -106,7 +110,7 @@ def _told(error: UpstreamError | ChannelLost, *, begun: bool) -> UpstreamError:
     """What the error is to the client: before the first piece another agent may answer."""
     if begun and not isinstance(error, UpstreamInterrupted | UpstreamTimeout):
         return UpstreamInterrupted("The agent's answer ended before it was complete.")
-    return AgentLost("The agent's connection was lost.") if isinstance(error, ChannelLost) else error
+    return AgentLost("The agent's connection was lost.", hung_up=error.cause == HUNG_UP) if isinstance(error, ChannelLost) else error
 
 
 class _Request:
@@ -155,14 +159,16 @@ class _Request:
                 raw = self._channel.receive(wait_s)
                 frame = None if raw is None else self._read(raw)
                 if frame is not None and frame.get("type") == "lost":
+                    raise ChannelLost(HUNG_UP if frame.get("cause") == "gone" else "gone")
+                if frame is not None and not self._is_current():
                     raise ChannelLost("gone")
-            except ChannelLost:
+            except ChannelLost as lost:
                 self._check_cancelled()
-                self._resume()
+                self._resume(lost)
                 self._check_cancelled()  # it may have closed the channel before
                 continue
             self._check_cancelled()
-            if frame is not None and self._is_current():
+            if frame is not None:
                 return frame
 
     def _read(self, raw: bytes) -> Mapping[str, Any]:
@@ -175,7 +181,7 @@ class _Request:
         return frame
 
     def _is_current(self) -> bool:
-        """What a connection still says after another took its place does not count; its channel is about to end."""
+        """What a connection still says after another took its place does not count."""
         found = self._frames.connected(self._target.credential)
         return found is None or found.epoch == self._connection.epoch
 
@@ -184,7 +190,7 @@ class _Request:
         limit_s, phase = (deadlines.idle_s, "idle") if self._received else (deadlines.first_byte_s, "first_byte")
         return min((since + limit_s - now, phase), (self._deadline - now, "total"))
 
-    def _resume(self) -> None:
+    def _resume(self, lost: ChannelLost) -> None:
         """Go on over the agent's next connection. Raises ChannelLost where it does not connect again, or has forgotten."""
         until = self._clock() + GRACE_S
         while self._received and self._connection.resumes and self._clock() < min(until, self._deadline):
@@ -195,7 +201,7 @@ class _Request:
             if found is not None and found.epoch != self._connection.epoch and self._resumed(found):
                 return
             time.sleep(LOOK_S)
-        raise ChannelLost("gone")
+        raise lost
 
     def _resumed(self, connection: Connected) -> bool:
         try:
@@ -250,11 +256,11 @@ class _Request:
 
 
 def _body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """The request as chat completions have it, and the conversation that it goes on with."""
+    """The request as chat completions have it, and the conversation that it goes on with, where the gateway knows whose that is."""
+    conversation = request.conversation
     body = {name: value for name, value in request.document.items() if name not in ("conversation", "prompt")} | {"model": model}
     if "messages" not in body:
         body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
-    conversation = request.document.get("conversation")
     return {"body": body} | ({"conversation": conversation} if isinstance(conversation, Mapping) else {})
 
 
@@ -291,7 +297,9 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
         return UpstreamRefused(_STATUSES[cause], (), str(frame.get("message") or "").encode("utf-8", "replace")[:WORD], reset_s=reset_s)
     if cause == "timeout":
         return UpstreamTimeout("The agent's upstream did not answer in time.", phase="first_byte")
-    return AgentFailed("The agent could not answer.", cause=cause[:WORD], detail=frame.get("detail"))
+    if cause == "unknown_request":
+        return AgentLost("The agent forgot the request.")
+    return AgentFailed("The agent could not answer.", cause=cause if cause in CAUSES else "internal", detail=frame.get("detail"))
 
 
 def _said(frame: Mapping[str, Any]) -> str:
