@@ -17,6 +17,7 @@ from gateway.core.enrolments import Admitted, Enrolments
 from gateway.core.globs import matches
 from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
 from gateway.core.routing import Candidate
+from gateway.core.standing import NEVER
 from gateway.errors import GatewayError
 from gateway.frames import Channel, ChannelLost, Connected
 from gateway.state.agents import AgentDirectory, Holder
@@ -118,6 +119,15 @@ class Agents:
         if own is None:
             return Limit(place, concurrency=holder.concurrency)
         return replace(own, concurrency=holder.concurrency if own.concurrency is None else min(own.concurrency, holder.concurrency))
+
+    def used_at(self, place: str, own: float) -> float:
+        """One that connected again is as unused as a new one."""
+        holder = self._directory.current().get(place)
+        if holder is None:
+            return own
+        began = self._clock() - self._wall()
+        told = NEVER if holder.used_at is None else began + holder.used_at
+        return max(told, own if own >= began + holder.since else NEVER)
 
     def holders(self) -> Sequence[Holder]:
         """Every agent that is connected now, to whatever worker."""
@@ -267,17 +277,17 @@ class Agents:
 
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
-        generation = self._generation()
-        if self._connections:
+        generation, looked_at = self._generation(), list(self._connections.values())
+        if looked_at:
             try:
-                admitted = [each.admitted for each in self._connections.values()]
+                admitted = [each.admitted for each in looked_at]
                 valid = self._enrolments.valid(admitted)
                 if self._ticks % LOOK_EVERY == 0:
                     self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return
-            for connection in [each for each in list(self._connections.values()) if each.admitted.agent not in valid]:
+            for connection in [each for each in looked_at if each.admitted.agent not in valid]:  # who came meanwhile was not asked about
                 _end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 

@@ -84,7 +84,10 @@ class Pool:
         self._crowded = crowded
         self._hosts: Hosts = NoHosts() if hosts is None else hosts
         self._clock, self._chance, self._wall_ms = clock, chance, wall_ms
-        self.standings = Standings(clock)
+        self.standings = Standings(clock, self._used_at)
+
+    def _used_at(self, candidate: Candidate, own: float) -> float:
+        return self._hosts.used_at(candidate.deployment.credential_place, own) if candidate.deployment.hosted else own
 
     # who is fit
 
