@@ -38,6 +38,8 @@ TIDY_EVERY, NOTE_EVERY, LOOK_EVERY = 3, 10, 100
 """Of so many ticks one notes workers that died, one tells the others what is new of this worker's agents, one looks whether tokens expired, and
 has the store know that its agents are still there."""
 LAST_WORDS_S = 1.0
+UNREACHABLE_S = 1.0
+"""How long a worker that could not be reached is left alone: it has died, as a rule, and calls wait for its agents to come back instead of failing there."""
 
 
 @dataclass(eq=False, slots=True)
@@ -66,6 +68,8 @@ class Agents:
         self._bus, self._directory, self._enrolments, self._owner, self._generation = bus, directory, enrolments, owner, generation
         self._clock, self._wall = clock, wall
         self._connections: dict[str, _Connection] = {}
+        self._unreachable: dict[str, float] = {}
+        """Workers, and until when nobody is asked there (monotonic)."""
         self._lock = threading.Lock()
         self._draining = False
         self._stop: Callable[[], None] | None = None
@@ -85,7 +89,7 @@ class Agents:
             self._stop()
             self._stop = None
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
         self._bus.close()
         self._directory.close()
 
@@ -101,7 +105,11 @@ class Agents:
         holder = self._directory.current().get(connection.agent)
         if holder is None or holder.epoch != connection.epoch:
             raise ChannelLost("gone")
-        return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        try:
+            return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        except ChannelLost:
+            self._unreachable[holder.owner] = self._clock() + UNREACHABLE_S
+            raise
 
     def rest(self, candidate: Candidate) -> Rest | None:
         """Why this agent cannot be asked for this model now. One that was lost a moment ago is likely to be back."""
@@ -111,7 +119,7 @@ class Agents:
         if holder.gone_at is not None:
             left_s = holder.gone_at + GRACE_S - self._wall()
             return Rest(RECONNECTING, self._clock() + left_s) if left_s > 0 else Rest(NOT_CONNECTED, FOREVER)
-        if holder.draining:
+        if holder.draining or self._unreachable.get(holder.owner, 0.0) > self._clock():
             return Rest(RECONNECTING, self._clock() + GRACE_S)
         served = candidate.model in holder.models or any(matches(candidate.model, pattern) for pattern in holder.models)
         return None if served else Rest(NOT_SERVED, FOREVER)
@@ -162,7 +170,7 @@ class Agents:
                 raise Refused(REPLACED, "the agent connected again")
             self._connections[admitted.agent] = connection
         if before is not None:
-            _end(before, REPLACED, "the agent connected again")
+            self._end(before, REPLACED, "the agent connected again")
         log.info("an agent is connected", extra={"fields": _told(connection)})
         ending = Refused(1000, "")
         try:
@@ -176,16 +184,25 @@ class Agents:
             self._let_go(connection, ending)
 
     def _let_go(self, connection: _Connection, ending: Refused) -> None:
-        agent, epoch = connection.holder.agent, connection.holder.epoch
         with self._lock:
-            if self._connections.get(agent) is connection:
-                del self._connections[agent]
-        try:  # before those who wait are told: they look at once whether it is back
-            self._directory.release(agent, epoch, self._wall())
+            if self._connections.get(connection.holder.agent) is connection:
+                del self._connections[connection.holder.agent]
+        self._close(connection, ending.code, ending.reason)
+        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+
+    def _end(self, connection: _Connection, code: int, reason: str) -> None:
+        """Nobody waits for the agent's part of it."""
+        if not connection.ending:
+            connection.ending = True
+            spawn(lambda: self._close(connection, code, reason), "agent-end")
+
+    def _close(self, connection: _Connection, code: int, reason: str) -> None:
+        """May be called twice. The directory is told before those who wait: they look at once whether the agent is back."""
+        try:
+            self._directory.release(connection.holder.agent, connection.holder.epoch, self._wall())
         except StateUnavailable as error:
             log.warning("that an agent is gone cannot be told: %s", error)
-        connection.session.end(ending.code, ending.reason)
-        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+        connection.session.end(code, reason)
 
     def _holder(self, session: Session, hello: Hello, admitted: Admitted) -> Holder:
         return Holder(
@@ -225,7 +242,7 @@ class Agents:
 
     def _changed(self, connection: _Connection, holder: Holder) -> None:
         try:
-            if self._directory.change(holder):
+            if not connection.ending and self._directory.change(holder):
                 connection.holder = holder
         except StateUnavailable as error:
             log.debug("what is new of an agent is not told: %s", error)
@@ -246,6 +263,7 @@ class Agents:
             if self._ticks % NOTE_EVERY == 0:
                 for connection in list(self._connections.values()):
                     self._note(connection)
+                self._unreachable = {owner: until for owner, until in self._unreachable.items() if until > self._clock()}
             if self._generation() != self._looked_at or self._ticks % LOOK_EVERY == 0:
                 self._check_tokens()
         except StateUnavailable as error:
@@ -261,7 +279,7 @@ class Agents:
             if known is None or (known.epoch < connection.holder.epoch):
                 connection.holder = self._directory.claim(connection.holder)
             elif known.epoch > connection.holder.epoch:
-                _end(connection, REPLACED, "the agent connected again")
+                self._end(connection, REPLACED, "the agent connected again")
 
     def _note(self, connection: _Connection) -> None:
         session, holder = connection.session, connection.holder
@@ -282,7 +300,7 @@ class Agents:
                 log.debug("tokens are not looked at: %s", error)
                 return
             for connection in [each for each in list(self._connections.values()) if each.admitted.agent not in valid]:
-                _end(connection, UNKNOWN, "the token is revoked")
+                self._end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 
     def drain(self, deadline: float) -> None:
@@ -292,21 +310,14 @@ class Agents:
             self._note(connection)
         while self._connections and self._clock() < deadline - LAST_WORDS_S:
             for connection in [each for each in list(self._connections.values()) if not each.session.in_flight]:
-                _end(connection, LEAVING, "the worker leaves")
+                self._end(connection, LEAVING, "the worker leaves")
             time.sleep(0.05)
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
 
     def drain_beside(self, deadline: float) -> None:
         """The same, while something else goes on."""
         spawn(lambda: self.drain(deadline), "agents-drain")
-
-
-def _end(connection: _Connection, code: int, reason: str) -> None:
-    """Nobody waits for the agent's part of it."""
-    if not connection.ending:
-        connection.ending = True
-        spawn(lambda: connection.session.end(code, reason), "agent-end")
 
 
 def _told(connection: _Connection) -> dict[str, object]:

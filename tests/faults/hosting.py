@@ -23,9 +23,9 @@ PATIENCE_S = 10.0
 
 
 def enrolled(gateway: RunningGateway, name: str, *models: str, **options: Any) -> str:
-    """A token that covers these models."""
+    """A token that covers these models, over a pool of its own."""
     gateway.database.bind()
-    return enrol(gateway.database, gateway.secrets.hasher, name, models, now(), **options).token.reveal()
+    return enrol(gateway.database, gateway.secrets.hasher, name, models, now(), **({"pool": name} | options)).token.reveal()
 
 
 def workers(gateway: RunningGateway) -> list[int]:
