@@ -290,16 +290,16 @@ class Agents:
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
         generation = self._generation()
-        if self._connections:
+        if connections := list(self._connections.values()):  # whoever connects meanwhile was looked up meanwhile
             try:
-                admitted = [each.admitted for each in self._connections.values()]
+                admitted = [each.admitted for each in connections]
                 valid = self._enrolments.valid(admitted)
                 if self._ticks % LOOK_EVERY == 0:
                     self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return
-            for connection in [each for each in list(self._connections.values()) if each.admitted.agent not in valid]:
+            for connection in [each for each in connections if each.admitted.agent not in valid]:
                 self._end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 
