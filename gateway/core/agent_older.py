@@ -108,10 +108,10 @@ class OlderSession:
 
     def end(self, code: int, reason: str) -> None:
         self._closed = True
-        self._socket.close(code, reason)
         for waited in (self._pong, *self._waited.values()):
             if waited is not None:
                 waited.give(None)
+        self._socket.close(code, reason)
 
     # one request
 

@@ -171,12 +171,13 @@ class SessionV2:
                 self._end(request)
 
     def end(self, code: int, reason: str) -> None:
-        self._socket.close(code, reason)
         with self._lock:
             self._closed = True
-            left, self._requests = list(self._requests.values()), {}
+            left = list(self._requests.values())
         for request in left:
+            self._end(request)
             tell_lost(request.channel, request.id, "moved" if code in (LEAVING, REPLACED) else "gone")
+        self._socket.close(code, reason)  # the last: a peer that hangs takes a second
 
     # from the agent
 

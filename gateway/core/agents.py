@@ -30,6 +30,8 @@ TIDY_EVERY, NOTE_EVERY, LOOK_EVERY = 3, 10, 100
 """Of so many ticks one notes workers that died, one tells the others what is new of this worker's agents, one looks whether tokens expired, and
 has the store know that its agents are still there."""
 LAST_WORDS_S = 1.0
+UNREACHABLE_S = 1.0
+"""How long a worker that could not be reached is left alone: it has died, as a rule, and calls wait for its agents to come back instead of failing there."""
 
 
 @dataclass(eq=False, slots=True)
@@ -58,6 +60,8 @@ class Agents:
         self._bus, self._directory, self._enrolments, self._owner, self._generation = bus, directory, enrolments, owner, generation
         self._clock, self._wall = clock, wall
         self._connections: dict[str, _Connection] = {}
+        self._unreachable: dict[str, float] = {}
+        """Workers, and until when nobody is asked there (monotonic)."""
         self._lock = threading.Lock()
         self._draining = False
         self._stop: Callable[[], None] | None = None
@@ -78,7 +82,7 @@ class Agents:
             self._stop()
             self._stop = None
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
         self._bus.close()
         self._directory.close()
 
@@ -94,7 +98,11 @@ class Agents:
         holder = self._directory.current().get(connection.agent)
         if holder is None or holder.epoch != connection.epoch:
             raise ChannelLost("gone")
-        return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        try:
+            return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        except ChannelLost:
+            self._unreachable[holder.owner] = self._clock() + UNREACHABLE_S
+            raise
 
     def rest(self, candidate: Candidate) -> Rest | None:
         """Why this agent cannot be asked for this model now. One that was lost a moment ago is likely to be back."""
@@ -106,7 +114,7 @@ class Agents:
             return Rest(RECONNECTING, self._clock() + left_s) if left_s > 0 else Rest(NOT_CONNECTED, FOREVER)
         if holder.leaving:
             return Rest(LEFT, FOREVER)
-        if holder.draining:
+        if holder.draining or self._unreachable.get(holder.owner, 0.0) > self._clock():
             return Rest(RECONNECTING, self._clock() + GRACE_S)
         served = candidate.model in holder.models or any(matches(candidate.model, pattern) for pattern in holder.models)
         return None if served else Rest(NOT_SERVED, FOREVER)
@@ -166,7 +174,7 @@ class Agents:
                 raise Refused(REPLACED, "the agent connected again")
             self._connections[admitted.agent] = connection
         if before is not None:
-            _end(before, REPLACED, "the agent connected again")
+            self._end(before, REPLACED, "the agent connected again")
         log.info("an agent is connected", extra={"fields": _told(connection)})
         ending = Refused(1000, "")
         try:
@@ -180,16 +188,25 @@ class Agents:
             self._let_go(connection, ending)
 
     def _let_go(self, connection: _Connection, ending: Refused) -> None:
-        agent, epoch = connection.holder.agent, connection.holder.epoch
         with self._lock:
-            if self._connections.get(agent) is connection:
-                del self._connections[agent]
-        try:  # before those who wait are told: they look at once whether it is back
-            self._directory.release(agent, epoch, self._wall())
+            if self._connections.get(connection.holder.agent) is connection:
+                del self._connections[connection.holder.agent]
+        self._close(connection, ending.code, ending.reason)
+        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+
+    def _end(self, connection: _Connection, code: int, reason: str) -> None:
+        """Nobody waits for the agent's part of it."""
+        if not connection.ending:
+            connection.ending = True
+            spawn(lambda: self._close(connection, code, reason), "agent-end")
+
+    def _close(self, connection: _Connection, code: int, reason: str) -> None:
+        """May be called twice. The directory is told before those who wait: they look at once whether the agent is back."""
+        try:
+            self._directory.release(connection.holder.agent, connection.holder.epoch, self._wall())
         except StateUnavailable as error:
             log.warning("that an agent is gone cannot be told: %s", error)
-        connection.session.end(ending.code, ending.reason)
-        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+        connection.session.end(code, reason)
 
     def _holder(self, session: Session, hello: Hello, admitted: Admitted) -> Holder:
         return Holder(
@@ -242,6 +259,7 @@ class Agents:
                 for connection in list(self._connections.values()):
                     self._note(connection)
                 self._lay_ghosts()
+                self._unreachable = {owner: until for owner, until in self._unreachable.items() if until > self._clock()}
             if self._generation() != self._looked_at or self._ticks % LOOK_EVERY == 0:
                 self._check_tokens()
         except StateUnavailable as error:
@@ -254,17 +272,19 @@ class Agents:
         current = self._directory.current()
         for connection in list(self._connections.values()):
             known = current.get(connection.holder.agent)
+            if connection.ending:
+                continue
             if known is None or known.epoch < connection.holder.epoch:
                 self._directory.change(connection.holder)
             elif known.epoch > connection.holder.epoch:
-                _end(connection, REPLACED, "the agent connected again")
+                self._end(connection, REPLACED, "the agent connected again")
 
     def _note(self, connection: _Connection) -> None:
         """Tell the others what is new of an agent. Raises StateUnavailable."""
         session, holder, admitted = connection.session, connection.holder, connection.admitted
         new = replace(holder, used_at=session.used_at, heard_at=session.heard_at, rtt_ms=session.rtt_ms, draining=self._draining, leaving=session.leaving)
         new = replace(new, models=admitted.models, concurrency=admitted.hello.concurrency)
-        if new != holder and self._directory.change(new):
+        if new != holder and not connection.ending and self._directory.change(new):
             connection.holder = new
 
     def _lay_ghosts(self) -> None:
@@ -277,18 +297,18 @@ class Agents:
 
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
-        generation, looked_at = self._generation(), list(self._connections.values())
-        if looked_at:
+        generation = self._generation()
+        if connections := list(self._connections.values()):  # whoever connects meanwhile was looked up meanwhile
             try:
-                admitted = [each.admitted for each in looked_at]
+                admitted = [each.admitted for each in connections]
                 valid = self._enrolments.valid(admitted)
                 if self._ticks % LOOK_EVERY == 0:
                     self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return
-            for connection in [each for each in looked_at if each.admitted.agent not in valid]:  # who came meanwhile was not asked about
-                _end(connection, UNKNOWN, "the token is revoked")
+            for connection in [each for each in connections if each.admitted.agent not in valid]:
+                self._end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 
     def drain(self, deadline: float) -> None:
@@ -299,21 +319,14 @@ class Agents:
                 self._note(connection)
         while self._connections and self._clock() < deadline - LAST_WORDS_S:
             for connection in [each for each in list(self._connections.values()) if not each.session.in_flight]:
-                _end(connection, LEAVING, "the worker leaves")
+                self._end(connection, LEAVING, "the worker leaves")
             time.sleep(0.05)
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
 
     def drain_beside(self, deadline: float) -> None:
         """The same, while something else goes on."""
         spawn(lambda: self.drain(deadline), "agents-drain")
-
-
-def _end(connection: _Connection, code: int, reason: str) -> None:
-    """Nobody waits for the agent's part of it."""
-    if not connection.ending:
-        connection.ending = True
-        spawn(lambda: connection.session.end(code, reason), "agent-end")
 
 
 def _told(connection: _Connection) -> dict[str, object]:

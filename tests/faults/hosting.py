@@ -23,9 +23,9 @@ PATIENCE_S = 10.0
 
 
 def enrolled(gateway: RunningGateway, name: str, *models: str, **options: Any) -> str:
-    """A token that covers these models."""
+    """A token that covers these models, over a pool of its own."""
     gateway.database.bind()
-    return enrol(gateway.database, gateway.secrets.hasher, name, models, now(), **options).token.reveal()
+    return enrol(gateway.database, gateway.secrets.hasher, name, models, now(), **({"pool": name} | options)).token.reveal()
 
 
 def workers(gateway: RunningGateway) -> list[int]:
@@ -35,22 +35,35 @@ def workers(gateway: RunningGateway) -> list[int]:
 
 def worker_of(gateway: RunningGateway, sock: socket.socket) -> int | None:
     """The process that has the other end of a connection to the gateway; None where nobody accepted it yet."""
-    own = sock.getsockname()[1]
+    return workers_of(gateway, [sock])[0]
+
+
+def workers_of(gateway: RunningGateway, socks: Sequence[socket.socket]) -> list[int | None]:
+    """The same of many."""
+    own = _sockets(workers(gateway))
+    links: dict[int, str] = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, *rest = line.split()
-        if int(local.rpartition(":")[2], 16) == gateway.port and int(remote.rpartition(":")[2], 16) == own:
-            return _owner(f"socket:[{rest[6]}]", workers(gateway))
-    return None
+        if int(local.rpartition(":")[2], 16) == gateway.port:
+            links[int(remote.rpartition(":")[2], 16)] = f"socket:[{rest[6]}]"
+    return [own.get(links.get(_port(sock), "")) for sock in socks]
 
 
-def _owner(link: str, pids: Sequence[int]) -> int | None:
+def _port(sock: socket.socket) -> int:
+    try:
+        return int(sock.getsockname()[1])
+    except OSError:  # it is closed
+        return 0
+
+
+def _sockets(pids: Sequence[int]) -> dict[str, int]:
+    found: dict[str, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):  # it ended, or closed one meanwhile
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{name}") == link:
-                        return pid
-    return None
+                    found[os.readlink(f"/proc/{pid}/fd/{name}")] = pid
+    return found
 
 
 def client_where(gateway: RunningGateway, fits: Callable[[int], bool]) -> RawClient:
