@@ -23,7 +23,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 run: $(VENV)/installed  ## Install into .venv and start the gateway; prints a curl line to paste
 	@$(BIN)/gateway serve
 
-test: $(VENV)/installed-dev  ## Run the tests (those with PostgreSQL, npm, nginx and a C compiler where they are installed)
+test: $(VENV)/installed-dev  ## Run the tests (those with PostgreSQL, Redis, npm, nginx, Chromium, Firefox and a C compiler where they are installed)
 	$(BIN)/python -m pytest -q
 
 check: $(VENV)/installed-dev  ## Style, types and architecture
@@ -46,7 +46,7 @@ bench-peers: $(VENV)/installed-dev  ## The same with LiteLLM and Portkey, which 
 
 lock: $(VENV)/installed-dev  ## Pin the newest versions that setup.cfg allows, by hash
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate setup.cfg requirements-build.in -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate --extra test --extra check -c requirements.lock setup.cfg requirements-build.in -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate --extra redis --extra test --extra check -c requirements.lock setup.cfg requirements-build.in -o requirements-dev.lock
 
 clean:  ## Remove what was built and installed here; the data stays
 	rm -rf $(VENV) build dist benchmarks/build *.egg-info

@@ -127,6 +127,7 @@ class Link:
 def dialled(parts: SplitResult) -> socket.socket:
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     sock = socket.create_connection((parts.hostname or "", port), CONNECT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if parts.scheme != "wss":
         return sock
     return ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)

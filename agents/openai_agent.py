@@ -26,7 +26,7 @@ from agents.link import Link, Stop, checked, say
 from agents.upstream import Upstream
 from agents.work import Failed, GivenUp, Work, whole
 
-HELLO_S, DRAIN_S, KEEP_S = 10.0, 30.0, 60.0
+HELLO_S, STEADY_S, DRAIN_S, KEEP_S = 10.0, 10.0, 30.0, 60.0
 FINAL: Mapping[int, str] = MappingProxyType(
     {
         1007: "a frame was not UTF-8: update this agent",
@@ -50,7 +50,7 @@ class Pauses:
     def next(self, code: int, lasted_s: float) -> float:
         """`code`: what the last connection was closed with; `lasted_s`: how long it lasted."""
         least = 3.0 if code in PATIENT else 0.2
-        last = least if lasted_s > KEEP_S or code in AT_ONCE else max(least, self._last)
+        last = least if lasted_s > STEADY_S or code in AT_ONCE else max(least, self._last)
         self._last = min(30.0, random.uniform(least, last * 3))  # noqa: S311
         return self._last
 

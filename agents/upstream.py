@@ -45,6 +45,8 @@ class Upstream:
             for data in events(response, lambda: sock.settimeout(min(SILENCE_S, work.left_s))):
                 if reader.read(data):
                     break
+            else:
+                reader.done = response.chunked or response.length == 0  # some servers never send [DONE], but end as they announced
             return reader.end()
 
     def _connected(self, timeout_s: float) -> http.client.HTTPConnection:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from agents.link import Link
@@ -99,11 +100,14 @@ class Work:
             self._arrived(received)
 
     def lost(self, link: Link, grace_s: float) -> None:
-        """Work on, but send nothing until it is resumed, and give up after the grace period."""
+        """Work on, but send nothing until it is resumed, and give up after the grace period; at once what nothing was sent of, which is another agent's now."""
         with self._changed:
             if self._link is not link or not self.running:
                 return
             self._link = None
+            if not self._sent:
+                self.give_up()
+                return
             self._grace = threading.Timer(grace_s, self._unresumed)
             self._grace.daemon = True
             self._grace.start()
@@ -148,10 +152,12 @@ class Work:
         self._changed.notify_all()
 
     def _send(self) -> None:
-        for seq, frame in self._kept:
-            if self._link is not None and self._sent < seq <= self._allowed:
-                self._link.post(frame)
-                self._sent = seq
+        if self._link is None or not self._kept:
+            return
+        first = self._kept[0][0]
+        for seq, frame in islice(self._kept, self._sent + 1 - first, max(0, self._allowed + 1 - first)):
+            self._link.post(frame)
+            self._sent = seq
 
 
 def whole(frame: Mapping[str, Any], name: str) -> int:

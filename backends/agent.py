@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
-
-import msgspec
 
 from gateway.backend import Call, Cancellation, ChatBackend, Reply, Services, Target
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, TextDelta, ToolCallDelta
@@ -18,6 +16,7 @@ from gateway.dialects.openai_usage import usage
 from gateway.errors import (
     AgentFailed,
     AgentLost,
+    BadRequest,
     Cancelled,
     UpstreamError,
     UpstreamInterrupted,
@@ -25,14 +24,21 @@ from gateway.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from gateway.frames import Channel, ChannelLost, Connected, Frames
+from gateway.frames import Channel, ChannelLost, Connected, Frames, decoded
 
 CREDIT = 64
 """How many frames of an answer may be under way."""
 GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
+MOST_WHOLE_BYTES = 32_000_000
+"""Of an answer that leaves at its end: until then it is in memory."""
 WORD = 200
+HUNG_UP = "hung_up"
+"""Of a channel that was lost: the agent itself closed its connection, or broke the protocol."""
+CAUSES = frozenset({"busy", "unknown_request", "internal", "ping_failed", "send_failed", "read_failed", "wrong_id", "bad_data"})
+"""Of what an agent says, and of what an older one shows, those that are not an upstream's status; others are "internal"."""
+REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
 
 
@@ -58,7 +64,9 @@ class Agent(ChatBackend):
         """The events of `chat`, given up at `deadline` (monotonic) or when `cancel` fires, also while the agent is silent."""
         if self._frames is None:
             raise AgentLost("This process hosts no agents.")
-        return _events(_Request(self._frames, request, target, deadline, cancel, self.services.clock))
+        if request.document.get("n") not in (None, 1):
+            raise BadRequest("This model gives one choice: 'n' must be 1.", param="n")
+        return _events(partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock))
 
 
 class _Chat(ChatBackend):
@@ -72,8 +80,9 @@ class _Chat(ChatBackend):
         return self._backend.answer(request, target, self._call.deadline, self._call.cancel)
 
 
-def _events(asked: _Request) -> Iterator[ChatEvent]:
-    begun = False
+def _events(ask: Callable[[], _Request]) -> Iterator[ChatEvent]:
+    """Nothing is asked before the first event is wanted: an iterator that nobody reads has nothing to close."""
+    asked, begun = ask(), False
     try:
         while True:
             frame = asked.next()
@@ -101,7 +110,7 @@ def _told(error: UpstreamError | ChannelLost, *, begun: bool) -> UpstreamError:
     """What the error is to the client: before the first piece another agent may answer."""
     if begun and not isinstance(error, UpstreamInterrupted | UpstreamTimeout):
         return UpstreamInterrupted("The agent's answer ended before it was complete.")
-    return AgentLost("The agent's connection was lost.") if isinstance(error, ChannelLost) else error
+    return AgentLost("The agent's connection was lost.", hung_up=error.cause == HUNG_UP) if isinstance(error, ChannelLost) else error
 
 
 class _Request:
@@ -110,7 +119,7 @@ class _Request:
     def __init__(self, frames: Frames, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation, clock: Callable[[], float]) -> None:
         self._frames, self._target, self._deadline, self._cancel, self._clock = frames, target, deadline, cancel, clock
         self.id, self.streams = uuid4().hex, request.stream
-        self._received = self._unacknowledged = 0
+        self._received = self._unacknowledged = self._bytes = 0
         connection = frames.connected(target.credential)
         if connection is None:
             raise AgentLost("The agent is not connected.")
@@ -148,19 +157,31 @@ class _Request:
                 raise UpstreamTimeout("The agent did not answer in time.", phase=phase)
             try:
                 raw = self._channel.receive(wait_s)
-                frame = None if raw is None else _decoded(raw)
+                frame = None if raw is None else self._read(raw)
                 if frame is not None and frame.get("type") == "lost":
+                    raise ChannelLost(HUNG_UP if frame.get("cause") == "gone" else "gone")
+                if frame is not None and not self._is_current():
                     raise ChannelLost("gone")
-            except ChannelLost:
+            except ChannelLost as lost:
                 self._check_cancelled()
-                self._resume()
+                self._resume(lost)
+                self._check_cancelled()  # it may have closed the channel before
                 continue
             self._check_cancelled()
-            if frame is not None and self._is_current():
+            if frame is not None:
                 return frame
 
+    def _read(self, raw: bytes) -> Mapping[str, Any]:
+        self._bytes += len(raw)
+        if self._bytes > MOST_WHOLE_BYTES and not self.streams:
+            raise UpstreamProtocolError("The agent's answer is too large.")
+        frame = decoded(raw)
+        if frame is None:
+            raise UpstreamProtocolError("The agent sent what is no frame.")
+        return frame
+
     def _is_current(self) -> bool:
-        """What a connection still says after another took its place does not count; its channel is about to end."""
+        """What a connection still says after another took its place does not count."""
         found = self._frames.connected(self._target.credential)
         return found is None or found.epoch == self._connection.epoch
 
@@ -169,7 +190,7 @@ class _Request:
         limit_s, phase = (deadlines.idle_s, "idle") if self._received else (deadlines.first_byte_s, "first_byte")
         return min((since + limit_s - now, phase), (self._deadline - now, "total"))
 
-    def _resume(self) -> None:
+    def _resume(self, lost: ChannelLost) -> None:
         """Go on over the agent's next connection. Raises ChannelLost where it does not connect again, or has forgotten."""
         until = self._clock() + GRACE_S
         while self._received and self._connection.resumes and self._clock() < min(until, self._deadline):
@@ -180,13 +201,17 @@ class _Request:
             if found is not None and found.epoch != self._connection.epoch and self._resumed(found):
                 return
             time.sleep(LOOK_S)
-        raise ChannelLost("gone")
+        raise lost
 
     def _resumed(self, connection: Connected) -> bool:
         try:
-            channel = self._opened(connection)
+            channel = self._frames.open(connection)
+        except ChannelLost:
+            return False
+        try:
             channel.send(self._frame(type="resume", session=connection.session, received=self._received, credit=CREDIT))
-        except (ChannelLost, AgentLost):
+        except ChannelLost:
+            channel.close()
             return False
         self._channel.close()
         self._channel, self._connection, self._unacknowledged = channel, connection, 0
@@ -209,6 +234,7 @@ class _Request:
             self._channel.send(self._frame(**members))
         except ChannelLost as error:
             self.close()
+            self._check_cancelled()
             raise AgentLost("The agent cannot be reached.") from error
 
     def _tell(self, **members: Any) -> None:
@@ -230,30 +256,12 @@ class _Request:
 
 
 def _body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """The request as chat completions have it, and the conversation that it goes on with."""
+    """The request as chat completions have it, and the conversation that it goes on with, where the gateway knows whose that is."""
+    conversation = request.conversation
     body = {name: value for name, value in request.document.items() if name not in ("conversation", "prompt")} | {"model": model}
     if "messages" not in body:
         body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
-    conversation = request.document.get("conversation")
     return {"body": body} | ({"conversation": conversation} if isinstance(conversation, Mapping) else {})
-
-
-def _decoded(raw: bytes) -> Mapping[str, Any]:
-    try:
-        frame = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        frame = _lenient(raw)
-    if not isinstance(frame, Mapping):
-        raise UpstreamProtocolError("The agent sent what is no frame.")
-    return frame
-
-
-def _lenient(raw: bytes) -> Any:
-    """Half of a surrogate pair is JSON to Python's decoder alone."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _delta(frame: Mapping[str, Any]) -> ChatEvent:
@@ -272,7 +280,7 @@ def _text(value: Any) -> str | None:
 def _finished(frame: Mapping[str, Any]) -> Finished:
     told, reason = frame.get("conversation"), frame.get("reason")
     conversation = {str(name): value for name, value in told.items() if isinstance(value, str)} if isinstance(told, Mapping) else None
-    return Finished(reason if isinstance(reason, str) and reason else "stop", usage(frame), conversation)
+    return Finished(reason if isinstance(reason, str) and reason in REASONS else "stop", usage(frame), conversation)
 
 
 def _failure(frame: Mapping[str, Any]) -> UpstreamError:
@@ -281,9 +289,7 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
     status, body = frame.get("status"), frame.get("body")
     if cause == "bad_request":
         refused = status if isinstance(status, int) and 400 <= status < 500 and status not in (401, 402, 403, 429) else 400
-        document = (
-            body if isinstance(body, Mapping) else {"error": {"message": str(frame.get("message"))[:WORD], "type": "invalid_request_error", "code": None}}
-        )
+        document = body if isinstance(body, Mapping) else {"error": {"message": _said(frame), "type": "invalid_request_error", "code": None}}
         return UpstreamRefused(refused, (("content-type", "application/json"),), dumps(document))
     if cause in _STATUSES:
         wait_s = frame.get("retry_after_s")
@@ -291,4 +297,10 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
         return UpstreamRefused(_STATUSES[cause], (), str(frame.get("message") or "").encode("utf-8", "replace")[:WORD], reset_s=reset_s)
     if cause == "timeout":
         return UpstreamTimeout("The agent's upstream did not answer in time.", phase="first_byte")
-    return AgentFailed("The agent could not answer.", cause=cause[:WORD], detail=frame.get("detail"))
+    if cause == "unknown_request":
+        return AgentLost("The agent forgot the request.")
+    return AgentFailed("The agent could not answer.", cause=cause if cause in CAUSES else "internal", detail=frame.get("detail"))
+
+
+def _said(frame: Mapping[str, Any]) -> str:
+    return (_text(frame.get("message")) or "The agent refused the request.")[:WORD]

@@ -5,10 +5,34 @@ docs/agents.md says what the frames are. `gateway.core.agents` is the Frames tha
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 MAX_FRAME_BYTES = 16_000_000
+
+
+def decoded(raw: str | bytes) -> dict[str, Any] | None:
+    """A frame's members; None for what is no JSON object.
+
+    Half of a surrogate pair, which whoever cuts a text in the middle of a character writes as an escape, is JSON to Python's decoder alone.
+    """
+    try:
+        found = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, ValueError):
+        found = _leniently(raw)
+    except RecursionError:
+        found = None
+    return found if isinstance(found, dict) else None
+
+
+def _leniently(raw: str | bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
 
 
 class ChannelLost(Exception):

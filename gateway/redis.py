@@ -24,7 +24,7 @@ TIMEOUT_S = 0.25
 def connect(url: Secret) -> package.Redis:
     """A client that opens its connections at their first use. Raises SettingsError."""
     try:
-        return package.Redis.from_url(
+        client = package.Redis.from_url(
             url.reveal(),
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
@@ -32,5 +32,8 @@ def connect(url: Secret) -> package.Redis:
             protocol=2,
             client_name="chat-gateway",
         )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # which alone looks at what the URL's query asks for
     except (ValueError, TypeError) as error:
         raise SettingsError(["REDIS_URL cannot be read: it must be redis://, rediss:// or unix://, as redis://[user:password@]host:port/number"]) from error
+    return client

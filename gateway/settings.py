@@ -86,6 +86,12 @@ def _database_url(text: str) -> str:
     return text
 
 
+def _redis_url(text: str) -> Secret:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return Secret(text)
+
+
 def _host(text: str) -> str:
     if any(character in text for character in "/ \t@") or not text.strip():
         raise ValueError("must be a host name or an address")
@@ -143,6 +149,7 @@ class Settings:
     secrets_dir: Path | None = _setting("GATEWAY_SECRETS_DIR", None, Path)
     run_dir: Path | None = _setting("GATEWAY_RUN_DIR", None, Path)
     database_url: str | None = _setting("DATABASE_URL", None, _database_url, shown=False)  # it may hold a password
+    redis_url: Secret | None = _setting("REDIS_URL", None, _redis_url)
     master_key: Secret | None = _setting("GATEWAY_MASTER_KEY", None, _token)
     pepper: Secret | None = _setting("GATEWAY_PEPPER", None, _token)
     openai_api_key: Secret | None = _setting("OPENAI_API_KEY", None, Secret)

@@ -1,7 +1,8 @@
 """The contract of gateway/backend.py as tests, for a backend's own test suite. Needs pytest.
 
 `class TestMine(BackendContract): backend_class = Mine` is enough for a backend that answers by itself; one that reaches
-an upstream inherits UpstreamContract and says where a refusing, a silent, a stalled and a broken one are.
+an upstream inherits UpstreamContract and says where a refusing, a silent, a stalled and a broken one are; one whose upstreams
+are agents brings the `frames` that lead to them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gateway.backend import Backend, Body, Call, Cancellation, Deadlines, ListsM
 from gateway.dialects import CHAT_CODECS, CODECS, document, sse
 from gateway.dialects.events import BUCKETS, Usage
 from gateway.errors import Cancelled, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from gateway.frames import Frames, HostsAgents
 
 SHORT_S = 0.3
 """A deadline that a test waits for."""
@@ -48,8 +50,15 @@ class BackendContract:
     """What `Options` is built from, as a deployment's options are."""
 
     def backend(self) -> Backend:
-        """A new backend."""
-        return self.backend_class(self.backend_class.Options(**self.options), Services())
+        """A new backend, with the way to its agents where it hosts some."""
+        made = self.backend_class(self.backend_class.Options(**self.options), Services())
+        if isinstance(made, HostsAgents) and (frames := self.frames()) is not None:
+            made.attach(frames)
+        return made
+
+    def frames(self) -> Frames | None:
+        """Of a backend that hosts agents: what leads to those that the targets name by their `credential`."""
+        return None
 
     def target(self) -> Target:
         """A target that answers every request."""
@@ -215,6 +224,9 @@ class UpstreamContract(BackendContract, ABC):
     def broken(self) -> Target:
         """An upstream that begins to answer, and breaks off."""
 
+    not_there: ClassVar[type[UpstreamError]] = UpstreamUnreachable
+    """What is raised where the upstream is not there; AgentLost where it connects in."""
+
     def unreachable(self) -> Target:
         """An upstream that is not there: by default a port of this host at which nobody listens."""
         with socket.socket() as probe:
@@ -246,7 +258,7 @@ class UpstreamContract(BackendContract, ABC):
             assert isinstance(error.body, bytes)
 
     def test_upstream_that_is_not_there_is_unreachable(self, running: Backend) -> None:
-        self.fails(running, self.unreachable(), UpstreamUnreachable)
+        self.fails(running, self.unreachable(), self.not_there)
 
     def test_upstream_that_does_not_begin_is_given_up_after_first_byte_s(self, running: Backend) -> None:
         target = dataclasses.replace(self.silent(), deadlines=Deadlines(first_byte_s=SHORT_S))
@@ -276,7 +288,7 @@ class UpstreamContract(BackendContract, ABC):
         self.fails(running, self.broken(), UpstreamError)
 
     def test_backend_goes_on_after_failures(self, running: Backend) -> None:
-        for target, expected in ((self.refusing(), UpstreamRefused), (self.broken(), UpstreamError), (self.unreachable(), UpstreamUnreachable)):
+        for target, expected in ((self.refusing(), UpstreamRefused), (self.broken(), UpstreamError), (self.unreachable(), self.not_there)):
             self.fails(running, target, expected)
             healthy = self.target()
             for dialect, stream in self.shapes():

@@ -123,7 +123,7 @@ function lost(code, reason, lastedMs) {
   for (const id of [...requests.keys()]) cancel(id);
   if (FINAL[code]) return note({state: "stopped", error: `closed with ${code}: ${FINAL[code]}`});
   const leastS = PATIENT.includes(code) ? 3 : 0.2;
-  const beforeS = lastedMs > 60_000 || code === 1001 || code === 1012 ? leastS : Math.max(leastS, lastPauseS);
+  const beforeS = lastedMs > 10_000 || code === 1001 || code === 1012 ? leastS : Math.max(leastS, lastPauseS);
   lastPauseS = Math.min(30, leastS + Math.random() * (beforeS * 3 - leastS));
   note({state: "waiting", error: reason || `the connection is closed (${code})`});
   clearTimeout(timer);

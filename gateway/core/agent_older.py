@@ -15,23 +15,10 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.concurrency import spawn
-from gateway.core.agent_session import (
-    ENDED_REMEMBERED,
-    FIRST_FRAME_S,
-    HELLO_S,
-    NAME_CHARACTERS,
-    PING_S,
-    PONG_S,
-    PROTOCOL_ERROR,
-    TIMED_OUT,
-    Hello,
-    Refused,
-    Socket,
-    SocketClosed,
-    Welcome,
-)
+from gateway.core.agent_frames import NAME_CHARACTERS, PROTOCOL_ERROR, Hello, Refused, Update
+from gateway.core.agent_session import ENDED_REMEMBERED, FIRST_FRAME_S, HELLO_S, PING_S, PONG_S, TIMED_OUT, Socket, SocketClosed, Welcome
 from gateway.dialects.openai_chat import dumps, plain_text
-from gateway.frames import Channel, ChannelLost
+from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 PING_REPLY_S = 5.0
 ANSWER_S = 120.0
@@ -70,7 +57,7 @@ class OlderSession:
         self.used_at: float | None = None
         self.heard_at: float | None = time.time()
         self.leaving = False
-        self.announced: Callable[[Hello], None] = lambda hello: None
+        self.announced: Callable[[Update], None] = lambda update: None
 
     @property
     def in_flight(self) -> int:
@@ -89,6 +76,7 @@ class OlderSession:
         return Hello(name=name, software="ChatGPT-API-server agent")
 
     def welcome(self, welcome: Welcome) -> None:
+        self._socket.allow(MAX_FRAME_BYTES)
         self._pinged_at = self._clock()
 
     def run(self) -> None:
@@ -105,10 +93,10 @@ class OlderSession:
     def attend(self, channel: Channel) -> None:
         """Reads the channel to its end, by which a client says that it waits no longer, while the agent is asked."""
         try:
-            asked = json.loads(channel.receive(FIRST_FRAME_S) or b"{}")
-        except (ChannelLost, ValueError):
+            asked = decoded(channel.receive(FIRST_FRAME_S) or b"")
+        except ChannelLost:
             return
-        if asked.get("type") != "request":  # it resumes nothing
+        if asked is None or asked.get("type") != "request":  # it resumes nothing
             return
         waited = _Waited(str(uuid4()))
         spawn(lambda: self._serve(channel, asked, waited), "older-agent-request")
@@ -120,10 +108,10 @@ class OlderSession:
 
     def end(self, code: int, reason: str) -> None:
         self._closed = True
-        self._socket.close(code, reason)
         for waited in (self._pong, *self._waited.values()):
             if waited is not None:
                 waited.give(None)
+        self._socket.close(code, reason)
 
     # one request
 
@@ -181,8 +169,13 @@ class OlderSession:
     def _take(self, frame: Mapping[str, Any]) -> None:
         if frame.get("message") == "pong":
             self._ponged(frame)
-        elif (waited := self._answer) is not None and (frame.get("id") == waited.id or frame.get("id") not in self._given):
-            waited.give(frame)  # one that is late, of a request before, is nobody's answer
+        elif (waited := self._answer) is not None and (frame.get("id") == waited.id or not self._is_late(frame)):
+            waited.give(frame)
+
+    def _is_late(self, frame: Mapping[str, Any]) -> bool:
+        """Whether it is of a request before: nobody's answer."""
+        id = frame.get("id")
+        return isinstance(id, str) and id in self._given
 
     def _ponged(self, frame: Mapping[str, Any]) -> None:
         if self._unanswered:
@@ -207,11 +200,8 @@ class OlderSession:
 
 def _frame(raw: str) -> Mapping[str, Any]:
     """Raises Refused for what is no JSON object."""
-    try:
-        frame = json.loads(raw)
-    except (ValueError, RecursionError):
-        frame = None
-    if not isinstance(frame, dict):
+    frame = decoded(raw)
+    if frame is None:
         raise Refused(PROTOCOL_ERROR, "a frame that is no JSON object")
     return frame
 
@@ -219,8 +209,9 @@ def _frame(raw: str) -> Mapping[str, Any]:
 def _request(asked: Mapping[str, Any]) -> dict[str, str]:
     """What the agent is asked. Where no conversation goes on, all that was said before is told at once."""
     conversation = asked.get("conversation") or {}
-    messages = (asked.get("body") or {}).get("messages") or []
-    texts = [(str(each.get("role")), plain_text(each.get("content"))) for each in messages if isinstance(each, dict)]
+    messages = (asked.get("body") or {}).get("messages")
+    said = [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
+    texts = [(str(each.get("role")), plain_text(each.get("content"))) for each in said]
     content = texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in texts)
     return {
         "message_id": conversation.get("message_id") or str(uuid4()),
@@ -232,11 +223,9 @@ def _request(asked: Mapping[str, Any]) -> dict[str, str]:
 
 def _answered(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An answer's `data` is a JSON object; whatever else it is, an error's words among them, says that there is none."""
-    try:
-        answer = json.loads(frame["data"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
+    data = frame.get("data")
+    answer = decoded(data) if isinstance(data, str) else None
+    if answer is None:
         shown = {name: str(frame.get(name, ""))[:DETAIL] for name in ("id", "message", "data")}
         return [_failed("bad_data", "Failed to convert response to ChatGptResponse", shown)]
     told = {"id": _text(answer, "conversation_id"), "message_id": _text(answer, "response_id")}

@@ -9,24 +9,25 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
+from gateway.core.agent_frames import PROTOCOL_ERROR, Head, Hello, Refused, Update, head_of, object_of, opening_of, read_hello, read_update
 from gateway.dialects.openai_chat import dumps
-from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost
+from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 HELLO_S = 10.0
+SMALL_BYTES = 65_536
+"""The most of a frame that is no part of an answer, and of any before the agent is let in: a `hello` with a thousand names."""
+AT_BYTES = 200
 PING_S, PONG_S = 20.0, 4.0
 """How often an agent is asked whether it is there, and how long its second silence is waited for: 44 s at most until one that hangs is found out."""
 GRACE_S = 5.0
 UPDATE_S = 1.0
 """How often an agent may say anew what it serves: the catalog follows."""
 FIRST_FRAME_S = 10.0
-MOST_MODELS, NAME_CHARACTERS, MOST_CONCURRENCY = 1000, 128, 1024
 ENDED_REMEMBERED = 4096
-PROTOCOL_ERROR, UNKNOWN, FORBIDDEN, TIMED_OUT, REPLACED, TOO_MUCH, UNAVAILABLE = 4400, 4401, 4403, 4408, 4409, 4429, 4503
+UNKNOWN, FORBIDDEN, TIMED_OUT, REPLACED, TOO_MUCH, UNAVAILABLE = 4401, 4403, 4408, 4409, 4429, 4503
 LEAVING = 1012
 _OF_REQUESTS = frozenset({"delta", "done", "error"})
 
@@ -48,29 +49,11 @@ class Socket(Protocol):
     def receive(self, timeout_s: float | None) -> str | None:
         """None when the time is up. Raises SocketClosed."""
 
+    def allow(self, max_bytes: int) -> None:
+        """How large a message may be from now on."""
+
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Idempotent; wakes who receives."""
-
-
-class Refused(Exception):
-    """An agent that is not let in, or not any longer: with which code its websocket is closed, and why in a few words."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What an agent says of itself. `name` is empty for the only one of its token; `models` is None where it cannot say which it serves."""
-
-    name: str = ""
-    token: str = field(default="", repr=False)
-    models: tuple[str, ...] | None = None
-    concurrency: int = 1
-    session: str = ""
-    resumes: bool = False
-    software: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +73,7 @@ class Session(Protocol):
     used_at: float | None
     heard_at: float | None
     leaving: bool
-    announced: Callable[[Hello], None]
+    announced: Callable[[Update], None]
 
     @property
     def in_flight(self) -> int: ...
@@ -112,16 +95,9 @@ class Session(Protocol):
         """Close the websocket; whoever waits for an answer over it learns that it is lost. Idempotent."""
 
 
-class _Head(msgspec.Struct):
-    """What must be known of a frame to pass it on."""
-
-    type: str
-    id: str = ""
-    at: Any = None
-
-
 @dataclass(eq=False, slots=True)
 class _Request:
+    id: str
     channel: Channel
     credit: int
 
@@ -144,7 +120,7 @@ class SessionV2:
         self.used_at: float | None = None
         self.heard_at: float | None = None
         self.leaving = False
-        self.announced: Callable[[Hello], None] = lambda hello: None
+        self.announced: Callable[[Update], None] = lambda update: None
 
     @property
     def in_flight(self) -> int:
@@ -154,13 +130,14 @@ class SessionV2:
         raw = self._socket.receive(HELLO_S)
         if raw is None:
             raise Refused(TIMED_OUT, f"no hello within {HELLO_S:.0f} s")
-        document = _object(raw)
+        document = object_of(raw)
         if document.get("type") != "hello":
             raise Refused(PROTOCOL_ERROR, "the first frame must be a hello")
         return read_hello(document)
 
     def welcome(self, welcome: Welcome) -> None:
         told = {"agent": welcome.agent, "session": welcome.session, "models": welcome.models}
+        self._socket.allow(MAX_FRAME_BYTES)
         self._tell(type="welcome", ping_s=PING_S, grace_s=GRACE_S, max_bytes=MAX_FRAME_BYTES, **told)
         self._ping()
 
@@ -173,41 +150,47 @@ class SessionV2:
                 self._take(raw)
 
     def attend(self, channel: Channel) -> None:
-        id = ""
+        request: _Request | None = None
         try:
-            id = self._begun(channel)
+            raw = channel.receive(FIRST_FRAME_S)
+            if raw is None:
+                return
+            request = self._begun(channel, raw)
+            self._socket.send(raw)
             while True:
                 raw = channel.receive(3600.0)
                 if raw is not None:
-                    self._pass_on(id, raw)
+                    self._pass_on(request, raw)
         except ChannelLost:
-            self._give_up(id)
-        except (SocketClosed, msgspec.DecodeError):  # `run` hears of the first as well, and says so to all
+            if request is not None:
+                self._give_up(request)
+        except SocketClosed:  # `run` hears of it as well, and says so to all
             channel.close()
         finally:
-            self._forget(id)
+            if request is not None:
+                self._end(request)
 
     def end(self, code: int, reason: str) -> None:
-        self._socket.close(code, reason)
         with self._lock:
             self._closed = True
-            left, self._requests = list(self._requests.items()), {}
-        for id, request in left:
-            tell_lost(request.channel, id)
+            left = list(self._requests.values())
+        for request in left:
+            self._end(request)
+            tell_lost(request.channel, request.id, "moved" if code in (LEAVING, REPLACED) else "gone")
+        self._socket.close(code, reason)  # the last: a peer that hangs takes a second
 
     # from the agent
 
     def _take(self, raw: str) -> None:
-        try:
-            head = _heads.decode(raw)
-        except (msgspec.DecodeError, UnicodeEncodeError):
-            head = _Head(**{name: value for name, value in _object(raw).items() if name in ("type", "id", "at") and (isinstance(value, str) or name == "at")})
+        head = head_of(raw)
         if head.type in _OF_REQUESTS:
             self._answer(head, raw)
+        elif len(raw) > SMALL_BYTES or len(head.at) > AT_BYTES:
+            raise Refused(PROTOCOL_ERROR, "a frame that is too large for its type")
         elif head.type == "pong":
             self._ponged()
         elif head.type == "ping":
-            self._tell(type="pong", at=head.at)
+            self._socket.send(b'{"type":"pong","at":%b}' % bytes(head.at))
         elif head.type == "update":
             self._announce(raw)
         elif head.type == "leaving":
@@ -220,71 +203,68 @@ class SessionV2:
         if now - self._announced_at < UPDATE_S:
             raise Refused(TOO_MUCH, f"more than one update in {UPDATE_S:.0f} s")
         self._announced_at = now
-        self.announced(read_hello(_object(raw)))
+        said = object_of(raw)
+        self.announced(read_update(said))
 
-    def _answer(self, head: _Head, raw: str) -> None:
+    def _answer(self, head: Head, raw: str) -> None:
         request = self._requests.get(head.id)
         if request is None:
             if head.id in self._ended:
                 return
             raise Refused(PROTOCOL_ERROR, "a frame of a request that was never given to this agent")
-        request.credit -= 1
+        with self._lock:
+            request.credit -= 1
         if request.credit < 0:
             raise Refused(TOO_MUCH, "more frames than there was credit for")
         try:
             request.channel.send(raw.encode("utf-8", "surrogatepass"))
         except ChannelLost:
-            self._give_up(head.id)
+            self._give_up(request)
             return
         if head.type != "delta":
             if head.type == "done":
                 self.heard_at = time.time()
-            self._end(head.id)
+            self._end(request)
 
     # from a client
 
-    def _begun(self, channel: Channel) -> str:
-        """The id of the request that the channel begins with, which the agent has now."""
-        raw = channel.receive(FIRST_FRAME_S)
-        if raw is None:
-            raise ChannelLost("gone")
-        document = msgspec.json.decode(raw)
-        id: str = document["id"]
+    def _begun(self, channel: Channel, raw: bytes) -> _Request:
+        """The request that the channel begins with. Raises ChannelLost."""
+        opening = opening_of(raw)
+        request = _Request(opening.id, channel, opening.credit)
         with self._lock:
             if self._closed:
                 raise ChannelLost("gone")
-            self._requests[id] = _Request(channel, int(document["credit"]))
-            self._ended.pop(id, None)
+            self._requests[request.id] = request
+            self._ended.pop(request.id, None)
         self.used_at = time.time()
-        self._socket.send(raw)
-        return id
+        return request
 
-    def _pass_on(self, id: str, raw: bytes) -> None:
-        request = self._requests.get(id)
-        if b'"credit"' in raw and request is not None:
-            request.credit += int(msgspec.json.decode(raw).get("n") or 0)
+    def _pass_on(self, request: _Request, raw: bytes) -> None:
+        if b'"credit"' in raw:
+            more = (decoded(raw) or {}).get("n")
+            with self._lock:
+                request.credit += more if isinstance(more, int) else 0
         self._socket.send(raw)
 
-    def _give_up(self, id: str) -> None:
+    def _give_up(self, request: _Request) -> None:
         """Nobody waits for it."""
-        if id in self._requests:
-            self._end(id)
+        if self._end(request):
             try:
-                self._tell(type="cancel", id=id)
+                self._tell(type="cancel", id=request.id)
             except SocketClosed:
                 return
 
-    def _end(self, id: str) -> None:
-        """Late frames of it are passed over; its channel stays, for the client's last word."""
+    def _end(self, request: _Request) -> bool:
+        """Whether it was under way. Late frames of it are passed over; its channel stays, for the client's last word."""
         with self._lock:
-            self._requests.pop(id, None)
-            self._ended[id] = None
+            if self._requests.get(request.id) is not request:
+                return False
+            del self._requests[request.id]
+            self._ended[request.id] = None
             while len(self._ended) > ENDED_REMEMBERED:
                 self._ended.popitem(last=False)
-
-    def _forget(self, id: str) -> None:
-        if id in self._requests:
-            self._end(id)
+            return True
 
     # whether it is there
 
@@ -308,46 +288,11 @@ class SessionV2:
         self._socket.send(dumps(members))
 
 
-_heads = msgspec.json.Decoder(_Head)
-
-
-def tell_lost(channel: Channel, id: str) -> None:
+def tell_lost(channel: Channel, id: str, cause: str) -> None:
     """The client's worker learns that the agent's socket is gone."""
     try:
-        channel.send(dumps({"id": id, "type": "lost", "cause": "gone"}))
+        channel.send(dumps({"id": id, "type": "lost", "cause": cause}))
     except ChannelLost:
         return
     finally:
         channel.close()
-
-
-def _object(raw: str) -> dict[str, Any]:
-    """Raises Refused for what is no JSON object."""
-    try:
-        document = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        raise Refused(PROTOCOL_ERROR, "a frame that is no JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("type"), str):
-        raise Refused(PROTOCOL_ERROR, "a frame that is no object with a type")
-    return document
-
-
-def read_hello(document: dict[str, Any]) -> Hello:
-    """Of `hello`, or of `update`. Raises Refused."""
-    models, concurrency = document.get("models", []), document.get("concurrency", 1)
-    texts = {name: document.get(name) or "" for name in ("agent", "token", "session", "software")}
-    if not isinstance(models, list) or len(models) > MOST_MODELS or not all(isinstance(each, str) and 0 < len(each) <= 256 for each in models):
-        raise Refused(PROTOCOL_ERROR, f"models must be a list of at most {MOST_MODELS} names")
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise Refused(PROTOCOL_ERROR, f"concurrency must be from 1 to {MOST_CONCURRENCY}")
-    if not all(isinstance(text, str) and len(text) <= NAME_CHARACTERS and text.isascii() and text.isprintable() for text in texts.values()):
-        raise Refused(PROTOCOL_ERROR, f"agent, token, session and software must be texts of at most {NAME_CHARACTERS} printable ASCII characters")
-    return Hello(
-        name=texts["agent"],
-        token=texts["token"],
-        models=tuple(dict.fromkeys(models)),
-        concurrency=concurrency,
-        session=texts["session"],
-        resumes=document.get("resumes") is True and bool(texts["session"]),
-        software=texts["software"],
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,21 +11,11 @@ from dataclasses import dataclass, replace
 
 from gateway.bus.base import Bus, Opening
 from gateway.concurrency import every, spawn
-from gateway.core.agent_session import (
-    GRACE_S,
-    LEAVING,
-    REPLACED,
-    UNAVAILABLE,
-    UNKNOWN,
-    Hello,
-    Refused,
-    Session,
-    SocketClosed,
-    Welcome,
-)
+from gateway.core.agent_frames import Hello, Refused, Update
+from gateway.core.agent_session import GRACE_S, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, Session, SocketClosed, Welcome
 from gateway.core.enrolments import Admitted, Enrolments
 from gateway.core.globs import matches
-from gateway.core.rests import NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
+from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
 from gateway.core.routing import Candidate
 from gateway.core.standing import NEVER
 from gateway.errors import GatewayError
@@ -39,6 +30,8 @@ TIDY_EVERY, NOTE_EVERY, LOOK_EVERY = 3, 10, 100
 """Of so many ticks one notes workers that died, one tells the others what is new of this worker's agents, one looks whether tokens expired, and
 has the store know that its agents are still there."""
 LAST_WORDS_S = 1.0
+UNREACHABLE_S = 1.0
+"""How long a worker that could not be reached is left alone: it has died, as a rule, and calls wait for its agents to come back instead of failing there."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,10 +60,13 @@ class Agents:
         self._bus, self._directory, self._enrolments, self._owner, self._generation = bus, directory, enrolments, owner, generation
         self._clock, self._wall = clock, wall
         self._connections: dict[str, _Connection] = {}
+        self._unreachable: dict[str, float] = {}
+        """Workers, and until when nobody is asked there (monotonic)."""
         self._lock = threading.Lock()
         self._draining = False
         self._stop: Callable[[], None] | None = None
         self._ticks, self._looked_at = 0, -1
+        self._ghosts: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -86,7 +82,7 @@ class Agents:
             self._stop()
             self._stop = None
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
         self._bus.close()
         self._directory.close()
 
@@ -102,7 +98,11 @@ class Agents:
         holder = self._directory.current().get(connection.agent)
         if holder is None or holder.epoch != connection.epoch:
             raise ChannelLost("gone")
-        return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        try:
+            return self._bus.open(holder.owner, Opening(holder.agent, holder.epoch, self._owner))
+        except ChannelLost:
+            self._unreachable[holder.owner] = self._clock() + UNREACHABLE_S
+            raise
 
     def rest(self, candidate: Candidate) -> Rest | None:
         """Why this agent cannot be asked for this model now. One that was lost a moment ago is likely to be back."""
@@ -114,7 +114,9 @@ class Agents:
         if holder.gone_at is not None:
             left_s = holder.gone_at + GRACE_S - self._wall()
             return Rest(RECONNECTING, self._clock() + left_s) if left_s > 0 else Rest(NOT_CONNECTED, FOREVER)
-        if holder.draining:
+        if holder.leaving:
+            return Rest(LEFT, FOREVER)
+        if holder.draining or self._unreachable.get(holder.owner, 0.0) > self._clock():
             return Rest(RECONNECTING, self._clock() + GRACE_S)
         return None
 
@@ -168,9 +170,12 @@ class Agents:
         connection = _Connection(self._claimed(self._holder(session, hello, admitted)), session, admitted)
         session.announced = lambda said: self._announced(connection, said)
         with self._lock:
-            before, self._connections[admitted.agent] = self._connections.get(admitted.agent), connection
+            before = self._connections.get(admitted.agent)
+            if before is not None and before.holder.epoch > connection.holder.epoch:
+                raise Refused(REPLACED, "the agent connected again")
+            self._connections[admitted.agent] = connection
         if before is not None:
-            _end(before, REPLACED, "the agent connected again")
+            self._end(before, REPLACED, "the agent connected again")
         log.info("an agent is connected", extra={"fields": _told(connection)})
         ending = Refused(1000, "")
         try:
@@ -184,16 +189,25 @@ class Agents:
             self._let_go(connection, ending)
 
     def _let_go(self, connection: _Connection, ending: Refused) -> None:
-        agent, epoch = connection.holder.agent, connection.holder.epoch
         with self._lock:
-            if self._connections.get(agent) is connection:
-                del self._connections[agent]
-        try:  # before those who wait are told: they look at once whether it is back
-            self._directory.release(agent, epoch, self._wall())
+            if self._connections.get(connection.holder.agent) is connection:
+                del self._connections[connection.holder.agent]
+        self._close(connection, ending.code, ending.reason)
+        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+
+    def _end(self, connection: _Connection, code: int, reason: str) -> None:
+        """Nobody waits for the agent's part of it."""
+        if not connection.ending:
+            connection.ending = True
+            spawn(lambda: self._close(connection, code, reason), "agent-end")
+
+    def _close(self, connection: _Connection, code: int, reason: str) -> None:
+        """May be called twice. The directory is told before those who wait: they look at once whether the agent is back."""
+        try:
+            self._directory.release(connection.holder.agent, connection.holder.epoch, self._wall())
         except StateUnavailable as error:
             log.warning("that an agent is gone cannot be told: %s", error)
-        connection.session.end(ending.code, ending.reason)
-        log.info("an agent is gone", extra={"fields": _told(connection) | {"code": ending.code, "reason": ending.reason[:200]}})
+        connection.session.end(code, reason)
 
     def _holder(self, session: Session, hello: Hello, admitted: Admitted) -> Holder:
         return Holder(
@@ -220,23 +234,14 @@ class Agents:
             log.warning("an agent cannot be let in: %s", error)
             raise Refused(UNAVAILABLE, "the gateway cannot take note of it now") from error
 
-    def _announced(self, connection: _Connection, said: Hello) -> None:
-        """Raises Refused."""
-        admitted = self._admitted_again(connection, said)
-        self._changed(connection, replace(connection.holder, models=admitted.models, concurrency=said.concurrency))
-
-    def _admitted_again(self, connection: _Connection, said: Hello) -> Admitted:
+    def _announced(self, connection: _Connection, said: Update) -> None:
+        """Raises Refused. Where the shared state cannot be used now, the others are told later, as of all that is new."""
         try:
-            return self._enrolments.announced(connection.admitted, said)
+            connection.admitted = self._enrolments.announced(connection.admitted, said)
         except GatewayError as error:
             raise Refused(UNAVAILABLE, "the token cannot be looked up now") from error
-
-    def _changed(self, connection: _Connection, holder: Holder) -> None:
-        try:
-            if self._directory.change(holder):
-                connection.holder = holder
-        except StateUnavailable as error:
-            log.debug("what is new of an agent is not told: %s", error)
+        with contextlib.suppress(StateUnavailable):
+            self._note(connection)
 
     def _accept(self, opening: Opening, channel: Channel) -> None:
         connection = self._connections.get(opening.agent)
@@ -254,6 +259,8 @@ class Agents:
             if self._ticks % NOTE_EVERY == 0:
                 for connection in list(self._connections.values()):
                     self._note(connection)
+                self._lay_ghosts()
+                self._unreachable = {owner: until for owner, until in self._unreachable.items() if until > self._clock()}
             if self._generation() != self._looked_at or self._ticks % LOOK_EVERY == 0:
                 self._check_tokens()
         except StateUnavailable as error:
@@ -266,55 +273,61 @@ class Agents:
         current = self._directory.current()
         for connection in list(self._connections.values()):
             known = current.get(connection.holder.agent)
-            if known is None or (known.epoch < connection.holder.epoch):
-                connection.holder = self._directory.claim(connection.holder)
+            if connection.ending:
+                continue
+            if known is None or known.epoch < connection.holder.epoch:
+                self._directory.change(connection.holder)
             elif known.epoch > connection.holder.epoch:
-                _end(connection, REPLACED, "the agent connected again")
+                self._end(connection, REPLACED, "the agent connected again")
 
     def _note(self, connection: _Connection) -> None:
-        session, holder = connection.session, connection.holder
-        new = replace(holder, used_at=session.used_at, heard_at=session.heard_at, rtt_ms=session.rtt_ms, draining=self._draining or session.leaving)
-        if new != holder:
-            self._changed(connection, new)
+        """Tell the others what is new of an agent. Raises StateUnavailable."""
+        session, holder, admitted = connection.session, connection.holder, connection.admitted
+        new = replace(holder, used_at=session.used_at, heard_at=session.heard_at, rtt_ms=session.rtt_ms, draining=self._draining, leaving=session.leaving)
+        new = replace(new, models=admitted.models, concurrency=admitted.hello.concurrency)
+        if new != holder and not connection.ending and self._directory.change(new):
+            connection.holder = new
+
+    def _lay_ghosts(self) -> None:
+        """Entries of this worker's that have no connection: that these were lost could not be told at the time. Raises StateUnavailable."""
+        own = {agent: holder for agent, holder in self._directory.current().items() if holder.owner == self._owner and holder.gone_at is None}
+        ghosts = {(agent, holder.epoch) for agent, holder in own.items() if agent not in self._connections}
+        for agent, epoch in ghosts & self._ghosts:  # one that is just being let in is none
+            self._directory.release(agent, epoch, self._wall())
+        self._ghosts = ghosts
 
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
-        generation, looked_at = self._generation(), list(self._connections.values())
-        if looked_at:
+        generation = self._generation()
+        if connections := list(self._connections.values()):  # whoever connects meanwhile was looked up meanwhile
             try:
-                admitted = [each.admitted for each in looked_at]
+                admitted = [each.admitted for each in connections]
                 valid = self._enrolments.valid(admitted)
                 if self._ticks % LOOK_EVERY == 0:
                     self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return
-            for connection in [each for each in looked_at if each.admitted.agent not in valid]:  # who came meanwhile was not asked about
-                _end(connection, UNKNOWN, "the token is revoked")
+            for connection in [each for each in connections if each.admitted.agent not in valid]:
+                self._end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 
     def drain(self, deadline: float) -> None:
         """Agents go to other workers: those that answer nothing now at once, the others when they have, or shortly before `deadline` (monotonic)."""
         self._draining = True
-        for connection in list(self._connections.values()):
-            self._note(connection)
+        with contextlib.suppress(StateUnavailable):
+            for connection in list(self._connections.values()):
+                self._note(connection)
         while self._connections and self._clock() < deadline - LAST_WORDS_S:
             for connection in [each for each in list(self._connections.values()) if not each.session.in_flight]:
-                _end(connection, LEAVING, "the worker leaves")
+                self._end(connection, LEAVING, "the worker leaves")
             time.sleep(0.05)
         for connection in list(self._connections.values()):
-            _end(connection, LEAVING, "the worker leaves")
+            self._end(connection, LEAVING, "the worker leaves")
 
     def drain_beside(self, deadline: float) -> None:
         """The same, while something else goes on."""
         spawn(lambda: self.drain(deadline), "agents-drain")
-
-
-def _end(connection: _Connection, code: int, reason: str) -> None:
-    """Nobody waits for the agent's part of it."""
-    if not connection.ending:
-        connection.ending = True
-        spawn(lambda: connection.session.end(code, reason), "agent-end")
 
 
 def _told(connection: _Connection) -> dict[str, object]:

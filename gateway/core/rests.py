@@ -9,7 +9,7 @@ from gateway.core.routing import Candidate
 from gateway.state.base import Limit
 from gateway.state.conditions import FOREVER
 
-NOT_CONNECTED, RECONNECTING, NOT_SERVED = "not_connected", "reconnecting", "model_not_served"
+NOT_CONNECTED, RECONNECTING, LEFT, NOT_SERVED = "not_connected", "reconnecting", "leaving", "model_not_served"
 """Of agents; who was lost a moment ago is likely to be back."""
 
 

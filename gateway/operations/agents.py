@@ -6,20 +6,20 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.backend import Secret
-from gateway.core.globs import is_glob, matches, matches_any
-from gateway.errors import BadRequest, NotFound, Unauthenticated
+from gateway.core.globs import is_glob, is_model, matches, matches_any
+from gateway.errors import BadRequest, NotFound
 from gateway.operations.keys import check_expiry
 from gateway.operations.names import check_model_name, check_name
-from gateway.secrets import KeyHasher, Vault, key_prefix, key_suffix, looks_like_key, mint_key
+from gateway.secrets import KeyHasher, key_prefix, key_suffix, mint_key
 from gateway.state.agents import Holder
 from gateway.store import agents, catalog, pools
-from gateway.store.agents import Agent, Announced, Enrolment
+from gateway.store.agents import Agent, Enrolment
 from gateway.store.catalog import CatalogRows, Deployment
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential, Pool, credential_place
+from gateway.store.pools import Credential, Pool
 
 log = logging.getLogger(__name__)
 KIND, BACKEND, POOL = "agent", "agent", "agents"
@@ -32,9 +32,6 @@ GLOBS = 100
 MODELS = 500
 """The most that agents may make in a pool by announcing them."""
 AGENTS = 100_000
-CONCURRENCY, SOFTWARE_CHARACTERS = 1024, 128
-_AGENT = re.compile(r"[ -~]{0,128}")
-REFUSAL = "The agent's token is missing, unknown, expired or revoked."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,41 +116,13 @@ def ensure_open_enrolment(database: Database, at: int) -> Enrolment:
         return found
 
 
-def find_enrolment(database: Database, hasher: KeyHasher, token: str, at: int) -> Enrolment:
-    """Whose token this is. Raises Unauthenticated, in the same words for every reason; StoreUnavailable."""
-    found = None
-    if token.startswith(f"gw_{KIND}_") and looks_like_key(token):
-        found = database.read(lambda: agents.find_enrolment(hasher.hash(token)))
-    if found is None or found.state(at) != "active":
-        raise Unauthenticated(REFUSAL)
-    return found
-
-
-def ensure_agent(database: Database, vault: Vault, enrolment: Enrolment, announced: Announced, at: int) -> Credential:
-    """The agent's credential, made at its first hello. What it announces is kept as `cleaned` has it.
-
-    Raises BadRequest ("too_many_agents"; or for a name that cannot be one), NotFound for an enrolment that is gone, StoreUnavailable.
-    """
-    if not _AGENT.fullmatch(announced.name):
-        raise BadRequest("an agent's name has at most 128 printable ASCII characters")
-    kept = cleaned(enrolment, announced)
-    return database.write(lambda: agents.ensure_agent(enrolment, kept, at, lambda number: vault.seal("", credential_place(number))))
-
-
-def cleaned(enrolment: Enrolment, announced: Announced) -> Announced:
-    """What an agent says, within bounds: of its models those that its token covers, each once, as far as they can be models' names."""
-    covered = [name for name in dict.fromkeys(announced.models) if _is_model(name) and matches_any(name, enrolment.models)]
-    software = "".join(each if each.isprintable() else "?" for each in announced.software[:SOFTWARE_CHARACTERS])
-    return replace(announced, models=tuple(covered[:MODELS]), software=software, concurrency=min(max(announced.concurrency, 1), CONCURRENCY))
-
-
 def ensure_deployments(database: Database, enrolment: Enrolment, models: Iterable[str], at: int, passed: Sequence[str] = ()) -> tuple[str, ...]:
     """See to it that what an agent announces is served from its pool, as far as its token covers it; which of them are.
 
     A name that somebody else serves is left out, and logged: no agent captures it. Behind a glob everything is somebody else's, but
     for what the token names, or covers by a narrower glob. `passed`: globs that are served besides the catalog's. Raises StoreUnavailable.
     """
-    names = [name for name in dict.fromkeys(models) if _is_model(name) and matches_any(name, enrolment.models)]
+    names = [name for name in dict.fromkeys(models) if is_model(name) and not is_glob(name) and matches_any(name, enrolment.models)]
     sorted_out = database.read(lambda: _sorted_out(enrolment, names, passed))
     if sorted_out.new:
         try:
@@ -239,15 +208,6 @@ def _sorted_out(enrolment: Enrolment, names: Sequence[str], passed: Sequence[str
 
 def _is_own(row: Deployment, pool_id: int) -> bool:
     return row.pool_id == pool_id and row.backend == BACKEND
-
-
-def _is_model(name: str) -> bool:
-    """Whether it can be the name of one model."""
-    try:
-        check_model_name(name)
-    except BadRequest:
-        return False
-    return not is_glob(name)
 
 
 def _may_be_made(enrolment: Enrolment, name: str, globs: Collection[str]) -> bool:

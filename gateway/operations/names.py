@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from gateway.core.globs import is_model
 from gateway.errors import BadRequest
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_MODEL = re.compile(r"[!-+\--~]{1,256}\Z")  # printable ASCII but for the comma, which separates models in a list
 LABEL_CHARACTERS = 64
 
 
@@ -25,7 +25,7 @@ def check_name(kind: str, name: str) -> None:
 
 def check_model_name(name: str) -> None:
     """A model's name, exact or a glob such as gpt-*. Raises BadRequest."""
-    if not _MODEL.match(name):
+    if not is_model(name):
         raise BadRequest(f"{name!r} cannot be a model's name: it must be 1 to 256 printable characters without spaces or commas")
 
 

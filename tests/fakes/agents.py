@@ -255,7 +255,7 @@ class Agent(Connecting):
         self.pongs: list[Any] = []
         self.connections = 0
         self._answers, self._always = list(answers), always or says("hello")
-        self._token_in, self._stays, self._again_s, self._origin, self._hello = token_in, stays, again_s, origin, hello or {}
+        self._token_in, self.stays, self._again_s, self._origin, self._hello = token_in, stays, again_s, origin, hello or {}
 
     def __enter__(self) -> Agent:
         self.connect()
@@ -263,7 +263,7 @@ class Agent(Connecting):
 
     @property
     def under_way(self) -> list[Serving]:
-        return [serving for serving in self.requests if not serving.is_over and serving.given_up is None]
+        return [serving for serving in self.requests if not serving.is_over and not serving._is_given_up()]
 
     def connect(self) -> None:
         """Also again, after the connection was lost: with the same session."""
@@ -348,12 +348,12 @@ class Agent(Connecting):
 
     def _detach(self) -> None:
         for serving in self.requests:
-            if serving.until is None:
-                serving.until = time.monotonic() + (float(self.welcome.get("grace_s", 5)) if self.resumes else -1)
+            if serving.until is None:  # what nothing was sent of is somebody else's by now
+                serving.until = time.monotonic() + (float(self.welcome.get("grace_s", 5)) if self.resumes and serving.sent else -1)
 
     def _ended(self, closed: Closed) -> None:
         pause_s = self._again_s
-        while self._stays and not self._is_leaving and closed.code not in FINAL:
+        while self.stays and not self._is_leaving and closed.code not in FINAL:
             time.sleep(pause_s * random.random())
             pause_s = min(2 * pause_s, 30)
             with contextlib.suppress(OSError, Refused):

@@ -86,7 +86,7 @@ class RunningNginx:
         if PROGRAM is None:
             pytest.skip("nginx is not installed: apt-get install nginx-light")
         self.directory.mkdir(parents=True, exist_ok=True)
-        _make_certificate(self.directory)
+        make_certificate(self.directory)
         self.context = ssl.create_default_context(cafile=str(self.directory / "fullchain.pem"))
         path = self.directory / "nginx.conf"
         path.write_text(self.configuration(CONFIGURATION.read_text()))
@@ -132,9 +132,10 @@ class RunningNginx:
             self.process.wait(10)
 
 
-def _make_certificate(directory: Path) -> None:
+def make_certificate(directory: Path, name: str = NAME) -> None:
+    """fullchain.pem and privkey.pem for `name`, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -144,7 +145,7 @@ def _make_certificate(directory: Path) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     (directory / "fullchain.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 import redis
 
 from gateway.backend import Secret
+from tests.fakes.gateway import free_port
+from tests.fakes.nginx import make_certificate
 
 MISSING = "no Redis server is installed: apt-get install redis-server"
 
@@ -21,20 +22,20 @@ MISSING = "no Redis server is installed: apt-get install redis-server"
 class RedisServer:
     """`with RedisServer(directory) as server: connect(server.url)`. Skips the test where Redis is not installed. It keeps nothing on disk.
 
-    `password`: what its clients have to know; None where they need none.
+    `password`: what its clients have to know; None where they need none. `tls`: clients come by TLS, and have to trust its own certificate.
     """
 
-    def __init__(self, directory: Path, password: str | None = None) -> None:
-        self._directory, self._password = directory, password
+    def __init__(self, directory: Path, password: str | None = None, *, tls: bool = False) -> None:
+        self._directory, self._password, self._tls = directory, password, tls
         self._server: subprocess.Popen[bytes] | None = None
         self.port = 0
 
     def __enter__(self) -> RedisServer:
         if shutil.which("redis-server") is None:
             pytest.skip(MISSING)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
+        if self._tls:
+            make_certificate(self._directory, "localhost")
         self.start()
         return self
 
@@ -43,16 +44,22 @@ class RedisServer:
 
     @property
     def url(self) -> Secret:
-        return Secret(f"redis://:{self._password}@127.0.0.1:{self.port}/0" if self._password else f"redis://127.0.0.1:{self.port}/0")
+        user = f":{self._password}@" if self._password else ""
+        scheme, trust = ("rediss", f"?ssl_ca_certs={self._directory}/fullchain.pem") if self._tls else ("redis", "")
+        return Secret(f"{scheme}://{user}{'localhost' if self._tls else '127.0.0.1'}:{self.port}/0{trust}")
 
     def client(self) -> redis.Redis:
         """The tests' own; to be closed by who asked for it."""
         return redis.Redis.from_url(self.url.reveal(), socket_timeout=5)
 
     def start(self) -> None:
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._directory, "daemonize": "no"}
+        options: dict[str, object] = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._directory, "daemonize": "no"}
         if self._password:
             options["requirepass"] = self._password
+        if self._tls:
+            files = {"cert": "fullchain", "key": "privkey", "ca-cert": "fullchain"}
+            options |= {"port": 0, "tls-port": self.port, "tls-auth-clients": "no"}
+            options |= {f"tls-{what}-file": self._directory / f"{name}.pem" for what, name in files.items()}
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         with (self._directory / "redis.log").open("ab") as log:
             # Under setpriv: a killed test run leaves no server behind.

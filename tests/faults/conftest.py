@@ -51,6 +51,13 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             time.sleep(0.1)
 
 
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """Three workers, whose agents and clients are the rows' own; some rows kill workers, which come again."""
+    with RunningGateway(tmp_path_factory.mktemp("hosts"), {"WEB_CONCURRENCY": "3", "GATEWAY_LOG_LEVEL": "info"}) as gateway:
+        yield gateway
+
+
 def open_exchanges(gateway: RunningGateway) -> float:
     text = gateway.get("/metrics", key=None).body.decode()
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("gateway_open_exchanges"))

@@ -73,6 +73,7 @@ BAD = {
     "GATEWAY_PORT": ["0", "65536", "-1", "80.0", "eighty", "+-5", "1_000", "9" * 5000, "\u0661"],
     "WEB_CONCURRENCY": ["0", "65", "auto"],
     "DATABASE_URL": ["mysql://u:hunter22@h/d", "gateway.db", "sqlite:/x"],
+    "REDIS_URL": ["redis.example:6379", "http://u:hunter22@h", "redis:/x"],
     "GATEWAY_MASTER_KEY": ["short"],
     "GATEWAY_PEPPER": ["short"],
     "GATEWAY_METRICS_TOKEN": ["short"],
@@ -146,10 +147,13 @@ def test_file_that_cannot_be_read_is_a_problem_and_no_traceback(tmp_path: Path) 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
     secret = "very-secret-value-0123456789"
     environment = dict.fromkeys(("OPENAI_API_KEY", "GATEWAY_MASTER_KEY", "GATEWAY_PEPPER", "GATEWAY_METRICS_TOKEN", "IMITATE_ACCESS_TOKEN"), secret)
-    settings = Settings.load(environment | {"DATABASE_URL": f"postgresql://u:{secret}@h/d"}, tmp_path)
+    urls = {"DATABASE_URL": f"postgresql://u:{secret}@h/d", "REDIS_URL": f"rediss://u:{secret}@h/1"}
+    settings = Settings.load(environment | urls, tmp_path)
     assert secret not in repr(settings) + str(settings)
     assert settings.openai_api_key is not None
     assert settings.openai_api_key.reveal() == secret
+    assert settings.redis_url is not None
+    assert settings.redis_url.reveal() == urls["REDIS_URL"]
 
 
 @pytest.mark.parametrize(

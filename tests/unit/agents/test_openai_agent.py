@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,24 @@ import pytest
 
 from agents.openai_agent import Pauses, main, run
 from tests.fakes.agent_gateway import PROTOCOL, AgentGateway, Attached, BytesMessage
-from tests.fakes.answers import CloseAt, ErrorEvent, Events, Json, RateLimited, Redirect, ResetAt, Slow, StallAt, Status, Step, WithoutDone
+from tests.fakes.answers import (
+    Answer,
+    CloseAt,
+    CloseDelimited,
+    ErrorEvent,
+    Events,
+    Json,
+    RateLimited,
+    Redirect,
+    ResetAt,
+    ShortContentLength,
+    Silent,
+    Slow,
+    StallAt,
+    Status,
+    Step,
+    WithoutDone,
+)
 from tests.fakes.openai_answers import CHAT_USAGE, MODELS, TEXT
 from tests.fakes.provider import Provider
 from tests.unit.agents.conftest import TOKEN, Authority, Starter
@@ -31,6 +49,10 @@ def chunk(text: str | None = None, finish: str | None = None) -> dict[str, Any]:
 
 def counting(count: int) -> list[dict[str, Any]]:
     return [*(chunk(f"{number} ") for number in range(count)), chunk(finish="stop")]
+
+
+def numbered(word: str, count: int) -> list[dict[str, Any]]:
+    return [*(chunk(f"{word}-{number} ") for number in range(count)), chunk(finish="stop")]
 
 
 def text_of(frames: list[dict[str, Any]]) -> str:
@@ -308,12 +330,12 @@ def test_upstream_that_is_gone_is_told(gateway: AgentGateway, provider: Provider
 
 
 CUTS: list[Step] = [
-    WithoutDone(),
     WithoutDone(drop=3),
+    CloseDelimited(WithoutDone()),
+    ShortContentLength(CloseDelimited(WithoutDone())),
     ResetAt(700),
     CloseAt(700),
     Events(chunk("a"), done=True),
-    Events(chunk("a"), chunk(finish="stop"), done=False),
 ]
 
 
@@ -324,6 +346,16 @@ def test_cut_answer_is_an_error_and_never_an_end(agent: Attached, provider: Prov
     frames = agent.answer()
     assert frames[0]["type"] == "delta"
     assert (frames[-1]["type"], frames[-1]["cause"]) == ("error", "upstream_failed")
+
+
+@pytest.mark.parametrize(
+    "step", [WithoutDone(), CloseDelimited(), Answer(200, (("content-type", "text/event-stream"),), Events(*counting(3), done=False).blocks)]
+)
+def test_answer_that_ends_as_it_was_announced_needs_no_more(agent: Attached, provider: Provider, step: Step) -> None:
+    """Whole chunks or a whole Content-Length with a finish reason; or [DONE], however the body ends."""
+    provider.script(PATH, step)
+    agent.ask("r1")
+    assert agent.answer()[-1]["type"] == "done"
 
 
 def test_cut_at_every_byte_is_never_an_end(agent: Attached, provider: Provider) -> None:
@@ -397,6 +429,35 @@ def test_resume_may_happen_twice(gateway: AgentGateway, provider: Provider, star
     assert [frame["seq"] for frame in got] == list(range(1, 32))
 
 
+def test_no_drop_loses_doubles_or_mixes_answers(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
+    """Six answers over five connections, each broken at a random moment, with credit by the handful: every text is exact."""
+    chance = random.Random(7)
+    gateway.welcome = {**(gateway.welcome or {}), "grace_s": 30}
+    provider.always(PATH, lambda received: Slow(0.002, Events(*numbered(received.json()["user"], 60)))(received))
+    start(concurrency=6)
+    agent = gateway.accept()
+    got: dict[str, list[dict[str, Any]]] = {f"r{number}": [] for number in range(6)}
+    for identity in got:
+        agent.ask(identity, credit=5, body={"user": identity})
+    for breaks in (Attached.drop, lambda each: each.close(1012), Attached.drop, lambda each: each.close(1012), None):
+        for _ in range(chance.randint(20, 60) if breaks else 1000):
+            if all(frames and frames[-1]["type"] == "done" for frames in got.values()):
+                break
+            frame = agent.receive()
+            got[frame["id"]].append(frame)
+            assert [each["seq"] for each in got[frame["id"]][-2:]] in ([1], [frame["seq"] - 1, frame["seq"]])
+            if frame["seq"] % 3 == 0:
+                agent.send(type="credit", id=frame["id"], n=3, received=frame["seq"])
+        if breaks:
+            breaks(agent)
+            agent = gateway.accept()
+            for identity, frames in got.items():
+                agent.send(type="resume", id=identity, session=agent.hello["session"], received=len(frames), credit=5)
+    assert {identity: text_of(frames) for identity, frames in got.items()} == {
+        identity: "".join(f"{identity}-{number} " for number in range(60)) for identity in got
+    }
+
+
 @pytest.mark.parametrize(
     "resume",
     [{"id": "never", "received": 3}, {"id": "r1", "received": 3, "session": "another"}, {"id": "r1", "received": 1}, {"id": "r1", "received": 99}],
@@ -415,6 +476,18 @@ def test_what_cannot_be_resumed_is_said_so(gateway: AgentGateway, start: Starter
     again.send(**{"type": "resume", "session": agent.hello["session"], "credit": 5, **resume})
     frame = again.receive()
     assert (frame["type"], frame["cause"], frame["id"], frame["seq"]) == ("error", "unknown_request", resume["id"], resume["received"] + 1)
+
+
+def test_what_nothing_was_sent_of_keeps_no_place_after_a_lost_connection(gateway: AgentGateway, provider: Provider, start: Starter) -> None:
+    start(concurrency=1)
+    agent = gateway.accept()
+    provider.script(PATH, Silent(), Events(*counting(2)))
+    agent.ask("r1")
+    provider.wait_requests(2)
+    agent.drop()
+    again = gateway.accept()
+    again.ask("r2")
+    assert text_of(again.answer()) == "0 1 "
 
 
 def test_what_nobody_resumes_is_given_up_after_the_grace_period(gateway: AgentGateway, provider: Provider, start: Starter) -> None:

@@ -181,7 +181,8 @@ class BusContract:
 
     def test_what_the_other_side_sent_before_it_left_can_be_received(self, near: Bus, far: Bus, served: Serving) -> None:
         channel = near.open(FAR, opening(LEAVING))
-        channel.send(b"never read")
+        with contextlib.suppress(ChannelLost):  # it may have left already
+            channel.send(b"never read")
         assert served.ended.wait(5)
         assert [channel.receive(5), channel.receive(5)] == [b"1", b"2"]
         assert lost(channel) == "gone"

@@ -5,16 +5,16 @@ import logging
 import pytest
 
 from gateway.backend import Secret
-from gateway.errors import BadRequest, NotFound, Unauthenticated
-from gateway.operations import agents, catalog, credentials, keys, pools, users
+from gateway.errors import BadRequest, NotFound
+from gateway.operations import agents, catalog, credentials, pools
 from gateway.operations.agents import OPEN, Enrolled
 from gateway.operations.catalog import Wishes
-from gateway.secrets import Secrets, mint_key
+from gateway.secrets import Secrets
 from gateway.state.agents import Holder
 from gateway.store import agents as rows
-from gateway.store.agents import Announced
+from gateway.store.agents import Announced, Enrolment
 from gateway.store.database import Conflict, Database
-from gateway.store.pools import Credential
+from gateway.store.pools import Credential, credential_place
 from tests.unit.operations.times import AT
 
 
@@ -23,7 +23,12 @@ def enrolled(database: Database, secrets: Secrets, name: str = "laptop", models:
 
 
 def hello(database: Database, secrets: Secrets, made: Enrolled, name: str = "", models: tuple[str, ...] = ("llama3.1",)) -> Credential:
-    return agents.ensure_agent(database, secrets.vault, made.enrolment, Announced(name, models, 2, "ref/1", 1), AT)
+    announced = Announced(name, models, 2, "ref/1", 1)
+    return database.write(lambda: rows.ensure_agent(made.enrolment, announced, AT, lambda number: secrets.vault.seal("", credential_place(number))))
+
+
+def found(database: Database, secrets: Secrets, token: str) -> Enrolment | None:
+    return database.read(lambda: rows.find_enrolment(secrets.hasher.hash(token)))
 
 
 def deployments(database: Database) -> dict[str, tuple[str, str, str | None]]:
@@ -45,15 +50,15 @@ def test_a_token_is_shown_once_and_lets_its_agents_in(database: Database, secret
     assert token not in repr(made)
     assert token.startswith(made.enrolment.prefix)
     assert token.endswith(made.enrolment.suffix)
-    assert agents.find_enrolment(database, secrets.hasher, token, AT) == made.enrolment
+    assert found(database, secrets, token) == made.enrolment
 
 
 def test_models_that_are_named_exactly_are_served_from_the_pool(database: Database, secrets: Secrets) -> None:
     enrolled(database, secrets, models=("llama3.1", "meta/llama:8b", "qwen*"))
     enrolled(database, secrets, "second", models=("llama3.1",))
-    found = deployments(database)
-    assert found.pop("agents-llama3.1") == ("llama3.1", "agent", "agents")
-    ((name, served),) = found.items()
+    served_from = deployments(database)
+    assert served_from.pop("agents-llama3.1") == ("llama3.1", "agent", "agents")
+    ((name, served),) = served_from.items()
     assert name.startswith("agents-meta-llama-8b-")
     assert served == ("meta/llama:8b", "agent", "agents")
     assert pools.find_pool(database, "agents").pool.affinity == "soft"
@@ -101,26 +106,13 @@ def test_agents_do_not_join_a_pool_whose_credentials_go_elsewhere(database: Data
         enrolled(database, secrets, pool="main")
 
 
-def test_tokens_that_let_nobody_in_are_refused_in_the_same_words(database: Database, secrets: Secrets) -> None:
-    revoked, short = enrolled(database, secrets), enrolled(database, secrets, "short", expires_at=AT + 1)
-    agents.revoke(database, "laptop", AT)
-    agents.ensure_open_enrolment(database, AT)
-    user = users.create_user(database, "ann", AT)
-    key = keys.create_key(database, secrets.hasher, user.name, AT).secret.reveal()
-    for token in (revoked.token.reveal(), short.token.reveal(), key, mint_key("agent"), OPEN, "", "gw_agent_\ud800"):
-        with pytest.raises(Unauthenticated) as caught:
-            agents.find_enrolment(database, secrets.hasher, token, AT + 1)
-        assert str(caught.value) == agents.REFUSAL
-
-
 def test_a_rotated_token_is_another_for_the_same_agents(database: Database, secrets: Secrets) -> None:
     made = enrolled(database, secrets)
     agent = hello(database, secrets, made)
     rotated = agents.rotate(database, secrets.hasher, "laptop", AT)
     assert hello(database, secrets, rotated) == agent
-    with pytest.raises(Unauthenticated):
-        agents.find_enrolment(database, secrets.hasher, made.token.reveal(), AT)
-    assert agents.find_enrolment(database, secrets.hasher, rotated.token.reveal(), AT) == rotated.enrolment
+    assert found(database, secrets, made.token.reveal()) is None
+    assert found(database, secrets, rotated.token.reveal()) == rotated.enrolment
     agents.revoke(database, "laptop", AT)
     with pytest.raises(BadRequest, match="is revoked"):
         agents.rotate(database, secrets.hasher, "laptop", AT)
@@ -221,26 +213,3 @@ def test_a_pool_to_which_a_token_leads_is_not_deleted(database: Database, secret
     enrolled(database, secrets, models=("llama*",))
     with pytest.raises(Conflict, match="the pool agents is used by laptop"):
         pools.delete_pool(database, "agents")
-
-
-def test_what_an_agent_says_is_kept_within_bounds(database: Database, secrets: Secrets) -> None:
-    made = enrolled(database, secrets, models=("*",))
-    said = Announced("", ("m", "m", "*", "a b", "\ud800", "x" * 300, *(f"m{number}" for number in range(600))), 2, "ref\0\n\ud800" + "x" * 500, 10**9)
-    agents.ensure_agent(database, secrets.vault, made.enrolment, said, AT)
-    kept = database.read(rows.list_agents)[0].announced
-    assert kept == agents.cleaned(made.enrolment, said)
-    assert (len(kept.models), kept.models[:2], kept.concurrency) == (agents.MODELS, ("m", "m0"), 1024)
-    assert kept.software.startswith("ref???x")
-    assert len(kept.software) == 128
-
-
-def test_models_that_a_token_does_not_cover_are_left_out(database: Database, secrets: Secrets) -> None:
-    made = enrolled(database, secrets, models=("llama*", "qwen"))
-    assert agents.cleaned(made.enrolment, Announced("", ("llama3.1", "gpt-4o", "qwen", "qwen2"), 2, "", 1)).models == ("llama3.1", "qwen")
-
-
-@pytest.mark.parametrize("name", ["x" * 129, "caf\xe9", "a\nb", "\0", "\ud800"])
-def test_an_agent_s_name_is_printable_ascii(database: Database, secrets: Secrets, name: str) -> None:
-    with pytest.raises(BadRequest, match="printable ASCII"):
-        hello(database, secrets, enrolled(database, secrets), name)
-    assert database.read(rows.list_agents) == []
