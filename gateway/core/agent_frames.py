@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects.openai_chat import dumps
 from gateway.frames import ChannelLost, decoded
 
 PROTOCOL_ERROR = 4400
@@ -67,7 +68,7 @@ def head_of(raw: str) -> Head:
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         members = object_of(raw)
     id = members.get("id")
-    return Head(members["type"], id if isinstance(id, str) else "")
+    return Head(members["type"], id if isinstance(id, str) else "", msgspec.Raw(dumps(members.get("at"))))
 
 
 def opening_of(raw: bytes) -> Opening:
@@ -112,7 +113,7 @@ def read_hello(document: dict[str, Any]) -> Hello:
 def read_update(document: dict[str, Any]) -> Update:
     """Raises Refused."""
     models, concurrency = document.get("models"), document.get("concurrency")
-    if models is not None and not _are_names(models):
+    if "models" in document and not _are_names(models):
         raise Refused(PROTOCOL_ERROR, f"models must be a list of at most {MOST_MODELS} names")
     if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_CONCURRENCY):
         raise Refused(PROTOCOL_ERROR, f"concurrency must be from 1 to {MOST_CONCURRENCY}")

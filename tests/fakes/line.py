@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.bus.socket_channel import MOST_BYTES, SocketChannel
-from gateway.core.agent_session import Refused, Session, SocketClosed
+from gateway.core.agent_frames import Refused
+from gateway.core.agent_session import SMALL_BYTES, Session, SocketClosed
 from gateway.frames import Channel, ChannelLost
 
 WAIT_S = 5.0
@@ -31,7 +32,11 @@ class Near:
     def __init__(self, channel: SocketChannel, speed: float) -> None:
         self._channel, self._speed, self._code = channel, speed, GONE
         self._reason = ""
+        self.max_bytes = SMALL_BYTES
         self.closed: list[tuple[int, str]] = []
+
+    def allow(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
 
     def send(self, text: str | bytes) -> None:
         try:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.bus.socket_channel import SocketChannel
+from gateway.core.agent_frames import PROTOCOL_ERROR, Hello, Refused
 from gateway.core.agent_older import OlderSession
-from gateway.core.agent_session import PROTOCOL_ERROR, TIMED_OUT, Hello, Refused, SocketClosed
+from gateway.core.agent_session import TIMED_OUT, SocketClosed
 from gateway.frames import ChannelLost
 from tests.fakes.line import Line, Running, said, wait
 

@@ -13,20 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.bus.socket_channel import SocketChannel
-from gateway.core.agent_session import (
-    ENDED_REMEMBERED,
-    GRACE_S,
-    LEAVING,
-    PING_S,
-    PROTOCOL_ERROR,
-    TIMED_OUT,
-    TOO_MUCH,
-    Hello,
-    Refused,
-    SessionV2,
-    SocketClosed,
-    Welcome,
-)
+from gateway.core.agent_frames import PROTOCOL_ERROR, Hello, Refused, Update
+from gateway.core.agent_session import ENDED_REMEMBERED, GRACE_S, LEAVING, PING_S, TIMED_OUT, TOO_MUCH, SessionV2, SocketClosed, Welcome
 from gateway.frames import MAX_FRAME_BYTES, ChannelLost
 from tests.fakes.line import Line, Running, channels, said, wait
 
@@ -153,6 +141,7 @@ def test_who_leaves_before_its_hello_is_gone(line: Line) -> None:
 
 def test_a_welcome_tells_what_the_agent_has_to_know(line: Line) -> None:
     SessionV2(line.near).welcome(Welcome("laptop", "s", ("a", "b")))
+    assert line.near.max_bytes == MAX_FRAME_BYTES, "before, it may say no more than a hello"
     told = {"agent": "laptop", "session": "s", "models": ["a", "b"]}
     assert line.hear() == {"type": "welcome", "ping_s": PING_S, "grace_s": GRACE_S, "max_bytes": MAX_FRAME_BYTES, **told}
 
@@ -341,11 +330,11 @@ def test_what_is_unknown_in_a_frame_is_ignored(running: Running, line: Line, fra
 
 
 def test_what_is_announced_anew_is_told(running: Running, line: Line) -> None:
-    told: list[Hello] = []
+    told: list[Update] = []
     running.session.announced = told.append
-    line.say({"type": "update", "models": ["a"], "concurrency": 3})
+    line.say({"type": "update", "models": ["a"]})
     wait(lambda: told)
-    assert told == [Hello(models=("a",), concurrency=3)]
+    assert told == [Update(models=("a",), concurrency=None)]
 
 
 def test_an_update_that_is_none_breaks_the_protocol(running: Running, line: Line) -> None:
