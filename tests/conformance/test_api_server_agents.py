@@ -204,7 +204,7 @@ def test_a_foreign_page_is_refused_before_the_handshake(family: Family, origin: 
 
 def test_from_elsewhere_a_secret_is_needed(family: Family) -> None:
     token = family.token("elsewhere", "elsewhere")
-    for headers in (ELSEWHERE, {"forwarded": "for=203.0.113.7"}, {"x-real-ip": "203.0.113.7"}):
+    for headers in (ELSEWHERE, {"forwarded": "for=203.0.113.7"}, {"x-real-ip": "203.0.113.7"}, {"host": "gateway.example"}):
         agent = OldAgent(family.port, headers=headers)
         with agent:
             assert agent.wait_closed().code == 4401

@@ -136,7 +136,6 @@ def frame(type: str, **members: Any) -> str:
         (frame("update", models=["box-1"] * 1001), 4400),
         (frame("update", models=[5]), 4400),
         (frame("update", models=["box-1"], concurrency=0), 4400),
-        (frame("update", models=["of-another"]), 4403),
     ],
 )
 def test_a_frame_that_breaks_the_protocol_closes_its_connection_only(agents: Agents, said: str, code: int) -> None:
@@ -248,6 +247,19 @@ def test_one_agent_too_many_is_refused_and_the_others_stay(agents: Agents) -> No
         assert first.is_connected
         with Agent(agents.port, token=token, name="first", models=["few-1"]):
             assert first.wait_closed().code == 4409
+
+
+def test_who_announces_only_what_its_token_does_not_cover_stays_and_serves_nothing(agents: Agents) -> None:
+    with agents.bystander(), Agent(agents.port, token=agents.token, name="narrowed", models=["box-narrowed"]) as agent:
+        agents.running.wait_catalog()
+        assert agents.running.post(CHAT, body("box-narrowed")).status == 200
+        agent.say({"type": "update", "models": ["bystander"]})
+        deadline = time.monotonic() + 3
+        while agents.running.post(CHAT, body("box-narrowed")).status != 503:
+            assert time.monotonic() < deadline
+        assert agents.running.get("/v1/models").status == 200
+        assert {serving.frame["model"] for serving in agent.requests} == {"box-narrowed"}
+        assert agent.is_connected
 
 
 def test_more_than_one_update_in_a_second_is_too_much(agents: Agents) -> None:
