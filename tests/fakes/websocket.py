@@ -70,7 +70,7 @@ def frame_bytes(
 
 def upgrade_bytes(path: str, headers: Mapping[str, str], key: str) -> bytes:
     """The request for a websocket. A header named here takes the place of one that would be sent; an empty one is left out."""
-    fields = {"host": "gateway", "upgrade": "websocket", "connection": "Upgrade", "sec-websocket-version": "13", "sec-websocket-key": key, **headers}
+    fields = {"host": "127.0.0.1", "upgrade": "websocket", "connection": "Upgrade", "sec-websocket-version": "13", "sec-websocket-key": key, **headers}
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value), "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
