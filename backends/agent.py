@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -31,9 +32,14 @@ CREDIT = 64
 GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
+TOGETHER_BYTES = 16_384
 MOST_WHOLE_BYTES = 32_000_000
 """Of an answer that leaves at its end: until then it is in memory."""
 WORD = 200
+HUNG_UP = "hung_up"
+"""Of a channel that was lost: the agent itself closed its connection, or broke the protocol."""
+CAUSES = frozenset({"busy", "unknown_request", "internal", "ping_failed", "send_failed", "read_failed", "wrong_id", "bad_data"})
+"""Of what an agent says, and of what an older one shows, those that are not an upstream's status; others are "internal"."""
 REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
 
@@ -58,11 +64,15 @@ class Agent(ChatBackend):
 
     def answer(self, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation) -> Iterator[ChatEvent]:
         """The events of `chat`, given up at `deadline` (monotonic) or when `cancel` fires, also while the agent is silent."""
+        return _events(self.asked(request, target, deadline, cancel))
+
+    def asked(self, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation) -> Callable[[], _Request]:
+        """What asks the agent when the first event is wanted."""
         if self._frames is None:
             raise AgentLost("This process hosts no agents.")
         if request.document.get("n") not in (None, 1):
             raise BadRequest("This model gives one choice: 'n' must be 1.", param="n")
-        return _events(partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock))
+        return partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock)
 
 
 class _Chat(ChatBackend):
@@ -71,9 +81,33 @@ class _Chat(ChatBackend):
     def __init__(self, backend: Agent, call: Call) -> None:
         super().__init__(backend.options, backend.services)
         self._backend, self._call = backend, call
+        self._request: _Request | None = None
+
+    def send(self, call: Call, target: Target) -> Reply:
+        reply = super().send(call, target)
+        return replace(reply, chunks=self._together(reply.chunks)) if call.stream else reply
 
     def chat(self, request: ChatRequest, target: Target) -> Iterator[ChatEvent]:
-        return self._backend.answer(request, target, self._call.deadline, self._call.cancel)
+        ask = self._backend.asked(request, target, self._call.deadline, self._call.cancel)
+
+        def begun() -> _Request:
+            self._request = ask()
+            return self._request
+
+        return _events(begun)
+
+    def _together(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """What is here already leaves together: a send costs more than all else of a small piece."""
+        failure: UpstreamError | Cancelled | None = None
+        while failure is None and (block := next(chunks, None)) is not None:
+            try:
+                while len(block) < TOGETHER_BYTES and self._request is not None and self._request.is_ready():
+                    block += next(chunks, b"")
+            except (UpstreamError, Cancelled) as error:  # after what came before it
+                failure = error
+            yield block
+        if failure is not None:
+            raise failure
 
 
 def _events(ask: Callable[[], _Request]) -> Iterator[ChatEvent]:
@@ -106,7 +140,7 @@ def _told(error: UpstreamError | ChannelLost, *, begun: bool) -> UpstreamError:
     """What the error is to the client: before the first piece another agent may answer."""
     if begun and not isinstance(error, UpstreamInterrupted | UpstreamTimeout):
         return UpstreamInterrupted("The agent's answer ended before it was complete.")
-    return AgentLost("The agent's connection was lost.") if isinstance(error, ChannelLost) else error
+    return AgentLost("The agent's connection was lost.", hung_up=error.cause == HUNG_UP) if isinstance(error, ChannelLost) else error
 
 
 class _Request:
@@ -116,6 +150,7 @@ class _Request:
         self._frames, self._target, self._deadline, self._cancel, self._clock = frames, target, deadline, cancel, clock
         self.id, self.streams = uuid4().hex, request.stream
         self._received = self._unacknowledged = self._bytes = 0
+        self._ahead: bytes | None = None
         connection = frames.connected(target.credential)
         if connection is None:
             raise AgentLost("The agent is not connected.")
@@ -136,6 +171,16 @@ class _Request:
                 self._acknowledge()
                 return frame
 
+    def is_ready(self) -> bool:
+        """Whether `next` need not wait."""
+        if self._ahead is None:
+            try:
+                self._ahead = self._channel.receive(0.0)
+            except ChannelLost:
+                return False
+        frame = None if self._ahead is None else decoded(self._ahead)
+        return frame is not None and frame.get("seq") == self._received + 1
+
     def over(self) -> None:
         """The last frame is here; the agent need not keep it."""
         self._tell(type="credit", n=0, received=self._received)
@@ -152,17 +197,19 @@ class _Request:
             if wait_s <= 0:
                 raise UpstreamTimeout("The agent did not answer in time.", phase=phase)
             try:
-                raw = self._channel.receive(wait_s)
+                raw, self._ahead = self._ahead or self._channel.receive(wait_s), None
                 frame = None if raw is None else self._read(raw)
                 if frame is not None and frame.get("type") == "lost":
+                    raise ChannelLost(HUNG_UP if frame.get("cause") == "gone" else "gone")
+                if frame is not None and not self._is_current():
                     raise ChannelLost("gone")
-            except ChannelLost:
+            except ChannelLost as lost:
                 self._check_cancelled()
-                self._resume()
+                self._resume(lost)
                 self._check_cancelled()  # it may have closed the channel before
                 continue
             self._check_cancelled()
-            if frame is not None and self._is_current():
+            if frame is not None:
                 return frame
 
     def _read(self, raw: bytes) -> Mapping[str, Any]:
@@ -175,7 +222,7 @@ class _Request:
         return frame
 
     def _is_current(self) -> bool:
-        """What a connection still says after another took its place does not count; its channel is about to end."""
+        """What a connection still says after another took its place does not count."""
         found = self._frames.connected(self._target.credential)
         return found is None or found.epoch == self._connection.epoch
 
@@ -184,7 +231,7 @@ class _Request:
         limit_s, phase = (deadlines.idle_s, "idle") if self._received else (deadlines.first_byte_s, "first_byte")
         return min((since + limit_s - now, phase), (self._deadline - now, "total"))
 
-    def _resume(self) -> None:
+    def _resume(self, lost: ChannelLost) -> None:
         """Go on over the agent's next connection. Raises ChannelLost where it does not connect again, or has forgotten."""
         until = self._clock() + GRACE_S
         while self._received and self._connection.resumes and self._clock() < min(until, self._deadline):
@@ -195,7 +242,7 @@ class _Request:
             if found is not None and found.epoch != self._connection.epoch and self._resumed(found):
                 return
             time.sleep(LOOK_S)
-        raise ChannelLost("gone")
+        raise lost
 
     def _resumed(self, connection: Connected) -> bool:
         try:
@@ -208,7 +255,7 @@ class _Request:
             channel.close()
             return False
         self._channel.close()
-        self._channel, self._connection, self._unacknowledged = channel, connection, 0
+        self._channel, self._connection, self._unacknowledged, self._ahead = channel, connection, 0, None
         return True
 
     def _opened(self, connection: Connected) -> Channel:
@@ -250,11 +297,11 @@ class _Request:
 
 
 def _body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """The request as chat completions have it, and the conversation that it goes on with."""
+    """The request as chat completions have it, and the conversation that it goes on with, where the gateway knows whose that is."""
+    conversation = request.conversation
     body = {name: value for name, value in request.document.items() if name not in ("conversation", "prompt")} | {"model": model}
     if "messages" not in body:
         body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
-    conversation = request.document.get("conversation")
     return {"body": body} | ({"conversation": conversation} if isinstance(conversation, Mapping) else {})
 
 
@@ -291,7 +338,9 @@ def _failure(frame: Mapping[str, Any]) -> UpstreamError:
         return UpstreamRefused(_STATUSES[cause], (), str(frame.get("message") or "").encode("utf-8", "replace")[:WORD], reset_s=reset_s)
     if cause == "timeout":
         return UpstreamTimeout("The agent's upstream did not answer in time.", phase="first_byte")
-    return AgentFailed("The agent could not answer.", cause=cause[:WORD], detail=frame.get("detail"))
+    if cause == "unknown_request":
+        return AgentLost("The agent forgot the request.")
+    return AgentFailed("The agent could not answer.", cause=cause if cause in CAUSES else "internal", detail=frame.get("detail"))
 
 
 def _said(frame: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ def first_ms(asking: RawClient, model: str) -> float:
     asking.ask("/v1/chat/completions", asked(model))
     began, seen = time.perf_counter(), b""
     if asking.head().status != 200:
-        raise RuntimeError(asking.rest().decode())
+        raise RuntimeError(asking.block().decode())
     while b"0000002a" not in seen:
         seen += asking.block()
     took = time.perf_counter() - began
@@ -124,7 +124,7 @@ def chunks(asking: RawClient, model: str) -> int:
     """How many pieces of text there were in a stream."""
     asking.ask("/v1/chat/completions", asked(model))
     if asking.head().status != 200:
-        raise RuntimeError(asking.rest().decode())
+        raise RuntimeError(asking.block().decode())
     count, tail = 0, b""
     while block := asking.block():
         seen = tail + block

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from flask import Blueprint, Flask
 
@@ -19,6 +20,7 @@ from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.api.file_keys import FileKeys
 from gateway.api.web import Web
 from gateway.backend import Services
+from gateway.bus.base import Bus
 from gateway.bus.unix import UnixBus
 from gateway.core.admission import Admission
 from gateway.core.affinity import Affinity
@@ -26,7 +28,7 @@ from gateway.core.agent_queue import AgentQueue
 from gateway.core.agents import Agents
 from gateway.core.alerts import SENDER, Alerts
 from gateway.core.caller import CallersUpstream
-from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment
+from gateway.core.catalog import Backends, Catalog, EnvironmentDeployment, Snapshot
 from gateway.core.dispatch import Dispatcher
 from gateway.core.enrolments import Enrolments
 from gateway.core.exchange import OpenExchanges
@@ -53,6 +55,7 @@ from gateway.operations.signing_in import SigningIn
 from gateway.presence import Presence
 from gateway.secrets import Secrets, load_secrets
 from gateway.settings import Settings
+from gateway.state.agents import AgentDirectory
 from gateway.state.agents_sqlite import SqliteAgents
 from gateway.state.conditions import Conditions
 from gateway.state.sqlite import DAY_MS, SqliteLimits
@@ -125,7 +128,7 @@ def _parts(settings: Settings) -> _Parts:
     database.bind()
     metrics.sample(lambda: metrics.commits_waiting.set(database.waiting))
     services = Services(heartbeat_s=settings.heartbeat_s, allow_networks=settings.allow_networks or ())
-    agents = _agents(settings, database, secrets, presence, lambda: catalog.generation)
+    agents = _agents(settings, database, secrets, presence, lambda: catalog.snapshot)
     backends = Backends(services, agents)
     catalog = Catalog(database, secrets.vault, backends, settings.deadlines, _environment(settings), redactor.learn)
     policies = Policies(plugins.resolve(plugins.POLICIES, settings.policy)(), lambda name: plugins.resolve(plugins.POLICIES, name)())
@@ -136,7 +139,7 @@ def _parts(settings: Settings) -> _Parts:
     limits = CallLimits(state, catalog, room, settings.hold_output, partial(_calls_today, database))
     conditions = Conditions(settings.run_path)
     transitions = Transitions(database, conditions, presence)
-    pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive, hosts=agents)
+    pool = Pool(conditions, transitions.tell, limits.lease, presence.owner, presence.alive, hosts=agents, crowded=limits.crowded)
     journal = Journal(settings.journal_path, presence.owner)
     ledger = Ledger(database, journal, secrets.hasher.hash, holds, metrics)
     alerts = Alerts(database, secrets.vault, plugins.resolve(plugins.BACKENDS, SENDER)(services).post, redactor.learn)
@@ -159,15 +162,30 @@ def _parts(settings: Settings) -> _Parts:
     return _Parts(gateway, database, secrets, metrics, presence, journal, backends, limits, affinity, signing_in, redactor)
 
 
-def _agents(settings: Settings, database: Database, secrets: Secrets, presence: Presence, generation: Callable[[], int]) -> Agents:
+def _agents(settings: Settings, database: Database, secrets: Secrets, presence: Presence, snapshot: Callable[[], Snapshot]) -> Agents:
     passed = ("*",) if settings.openai_api_key is not None else ()
 
-    def deploy(enrolment: Enrolment, models: Sequence[str]) -> None:
-        ensure_deployments(database, enrolment, models, time.time_ns() // 1_000_000, passed)
+    def deploy(enrolment: Enrolment, models: Sequence[str]) -> Sequence[str]:
+        """Agents that come back by the hundred find their models served, and ask the database for nothing."""
+        if all(snapshot().serves(model, enrolment.pool_id) for model in models):
+            return models
+        return ensure_deployments(database, enrolment, models, time.time_ns() // 1_000_000, passed)
 
     enrolments = Enrolments(database, secrets, deploy, lambda: ensure_open_enrolment(database, time.time_ns() // 1_000_000))
-    bus, directory = UnixBus(settings.run_path, presence.owner), SqliteAgents(settings.run_path, presence.alive)
-    return Agents(bus, directory, enrolments, presence.owner, generation)
+    bus, directory = _between_workers(settings, presence)
+    return Agents(bus, directory, enrolments, presence.owner, lambda: snapshot().generation)
+
+
+def _between_workers(settings: Settings, presence: Presence) -> tuple[Bus, AgentDirectory]:
+    """How the workers of this host, or of several, reach each other's agents, and know of them."""
+    local = UnixBus(settings.run_path, presence.owner)
+    if settings.redis_url is None:
+        return local, SqliteAgents(settings.run_path, presence.alive)
+    from gateway.bus.redis import RedisBus  # an optional dependency: only who has several hosts needs it
+    from gateway.state.agents_redis import RedisAgents  # the same
+
+    directory = RedisAgents(settings.redis_url, presence.owner, presence.alive, presence.local)
+    return RedisBus(settings.redis_url, presence.owner, local, presence.local), directory
 
 
 def _calls_today(database: Database, credential: str) -> int:
@@ -224,9 +242,12 @@ def _of_old_tokens(settings: Settings, backends: Backends) -> tuple[CallersUpstr
 
 def _known_secrets(settings: Settings) -> list[str]:
     known = [settings.openai_api_key, settings.master_key, settings.pepper, settings.metrics_token, settings.imitate_access_token]
-    known += [settings.admin_password, settings.puid, settings.official_api_key, settings.openai_password, settings.admin_key]
+    known += [settings.admin_password, settings.puid, settings.official_api_key, settings.openai_password, settings.admin_key, settings.redis_url]
     proxies = (settings.callers_proxy, usable_proxy(settings))
-    return [secret.reveal() for secret in known if secret is not None] + [proxy.password for proxy in proxies if proxy is not None and proxy.password]
+    passwords = [proxy.password for proxy in proxies if proxy is not None]
+    if settings.redis_url is not None:
+        passwords.append(unquote(urlsplit(settings.redis_url.reveal()).password or ""))
+    return [secret.reveal() for secret in known if secret is not None] + [password for password in passwords if password]
 
 
 def _revealed(secret: Any) -> str | None:

@@ -202,10 +202,15 @@ class UpstreamInterrupted(UpstreamError):
 
 
 class AgentLost(UpstreamError):
-    """The agent's connection was lost, or could not be reached: nobody's failure, and it may be back in a moment."""
+    """The agent's connection was lost, or could not be reached: it may be back in a moment. Nobody's failure, unless the agent `hung_up` on a request."""
 
     code = "agent_lost"
     blame = Blame.NOBODY
+
+    def __init__(self, message: str, *, hung_up: bool = False) -> None:
+        super().__init__(message)
+        if hung_up:
+            self.blame = Blame.DEPLOYMENT
 
 
 class AgentFailed(UpstreamError):

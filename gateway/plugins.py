@@ -31,6 +31,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = MappingProxyType(
             {
                 "weighted": "gateway.core.policies:Weighted",
                 "least_busy": "gateway.core.policies:LeastBusy",
+                "longest_unused": "gateway.core.policies:LongestUnused",
                 "cheapest": "gateway.core.policies:Cheapest",
                 "fastest": "gateway.core.policies:Fastest",
                 "fill_first": "gateway.core.policies:FillFirst",

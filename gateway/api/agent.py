@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,11 +18,10 @@ from gateway.api.replies import Answered
 from gateway.api.web import Web, policy, preflight
 from gateway.api.websocket import NotAWebSocket, WebSocket, WebSocketClosed
 from gateway.core.agent_older import OlderSession
-from gateway.core.agent_session import Session, SessionV2
+from gateway.core.agent_session import SMALL_BYTES, Session, SessionV2
 from gateway.core.agents import Agents
 from gateway.core.globs import matches
 from gateway.errors import BadRequest, GatewayError, PermissionDenied, SwitchedOff, Unauthenticated
-from gateway.frames import MAX_FRAME_BYTES
 from gateway.operations import api_server
 from gateway.secrets import Secrets
 from gateway.settings import Settings, is_loopback
@@ -43,6 +43,7 @@ _ROUTES = frozenset(
         *((method, f"/admin/users/{verb}") for verb in ("add", "delete") for method in ("POST", "OPTIONS")),
     }
 )
+_PORT = re.compile(r":[0-9]+\Z")
 NEVER = "0001-01-01T00:00:00Z"
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
 
@@ -121,7 +122,7 @@ def _check_origin(settings: Settings, environ: Mapping[str, Any]) -> None:
 def _register(family: Family, secret: str) -> Answered:
     environ = request.environ
     try:
-        websocket = WebSocket.accept(environ, (SUBPROTOCOL,), max_bytes=MAX_FRAME_BYTES)
+        websocket = WebSocket.accept(environ, (SUBPROTOCOL,), max_bytes=SMALL_BYTES)
     except NotAWebSocket:
         return _no_websocket()
     except WebSocketClosed:
@@ -141,8 +142,9 @@ def _token(settings: Settings, secret: str, environ: Mapping[str, Any], protocol
 
 
 def _is_local(environ: Mapping[str, Any]) -> bool:
-    """Somebody else's request that a server on this host passed on is not of this host."""
-    return is_loopback(environ.get("REMOTE_ADDR", "")) and not any(name in environ for name in _FORWARDED)
+    """Somebody else's request that a server on this host passed on is not of this host: such a server says so, or keeps the name that was asked for."""
+    named = _PORT.sub("", environ.get("HTTP_HOST", "")).strip("[]")
+    return is_loopback(environ.get("REMOTE_ADDR", "")) and is_loopback(named) and not any(name in environ for name in _FORWARDED)
 
 
 def _no_websocket() -> Answered:

@@ -31,10 +31,10 @@ class Incoming:
     """What a client's bytes say: text messages, and control frames between and within them. A message in pieces costs its size, and its text as much again
     (up to four times as much for text that Python cannot keep in fewer bytes a character)."""
 
-    __slots__ = ("_begun", "_frames", "_held", "_max_bytes")
+    __slots__ = ("_begun", "_frames", "_held", "max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
-        self._frames, self._max_bytes = FrameDecoder(client=False), max_bytes
+        self._frames, self.max_bytes = FrameDecoder(client=False), max_bytes
         self._held, self._begun = bytearray(), False
 
     @property
@@ -75,8 +75,8 @@ class Incoming:
             raise Violation(1002, "a message within another" if self._begun else "a continuation of no message")
         if opcode is Opcode.BINARY:
             raise Violation(1003, "only text messages are taken")
-        if len(self._held) + size > self._max_bytes:
-            raise Violation(1009, f"a message of more than {self._max_bytes} bytes")
+        if len(self._held) + size > self.max_bytes:
+            raise Violation(1009, f"a message of more than {self.max_bytes} bytes")
 
     def _text(self) -> str:
         try:

@@ -98,6 +98,10 @@ class WebSocket:
         websocket._push("\r\n".join([*lines, "", ""]).encode())
         return websocket
 
+    def allow(self, max_bytes: int) -> None:
+        """From now on messages may be so large."""
+        self._incoming.max_bytes = max_bytes
+
     def send(self, text: str | bytes) -> None:
         """Send a text message; bytes are UTF-8 already. Waits while the peer reads slowly. Raises WebSocketClosed, also where it took nothing for `send_s`."""
         payload = text.encode() if isinstance(text, str) else text

@@ -128,6 +128,14 @@ def delete_agent(name: str, as_json: bool) -> None:
 def connections(settings: Settings) -> Mapping[str, Holder] | None:
     """Who is connected, by credentials' places; None where nobody can tell: another host's workers may know."""
     presence = Presence(settings.run_path, settings.data_dir.resolve())
+    if settings.redis_url is not None:
+        from gateway.state.agents_redis import RedisAgents  # an optional dependency: only who has several hosts needs it
+
+        shared = RedisAgents(settings.redis_url, "", presence.alive, presence.local)
+        try:
+            return dict(shared.current())
+        finally:
+            shared.close()
     directory = SqliteAgents(settings.run_path, presence.alive)
     if not directory.exists:
         return None

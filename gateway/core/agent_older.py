@@ -15,23 +15,10 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.concurrency import spawn
-from gateway.core.agent_session import (
-    ENDED_REMEMBERED,
-    FIRST_FRAME_S,
-    HELLO_S,
-    NAME_CHARACTERS,
-    PING_S,
-    PONG_S,
-    PROTOCOL_ERROR,
-    TIMED_OUT,
-    Hello,
-    Refused,
-    Socket,
-    SocketClosed,
-    Welcome,
-)
+from gateway.core.agent_frames import NAME_CHARACTERS, PROTOCOL_ERROR, Hello, Refused, Update
+from gateway.core.agent_session import ENDED_REMEMBERED, FIRST_FRAME_S, HELLO_S, PING_S, PONG_S, TIMED_OUT, Socket, SocketClosed, Welcome
 from gateway.dialects.openai_chat import dumps, plain_text
-from gateway.frames import Channel, ChannelLost, decoded
+from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 PING_REPLY_S = 5.0
 ANSWER_S = 120.0
@@ -70,7 +57,7 @@ class OlderSession:
         self.used_at: float | None = None
         self.heard_at: float | None = time.time()
         self.leaving = False
-        self.announced: Callable[[Hello], None] = lambda hello: None
+        self.announced: Callable[[Update], None] = lambda update: None
 
     @property
     def in_flight(self) -> int:
@@ -89,6 +76,7 @@ class OlderSession:
         return Hello(name=name, software="ChatGPT-API-server agent")
 
     def welcome(self, welcome: Welcome) -> None:
+        self._socket.allow(MAX_FRAME_BYTES)
         self._pinged_at = self._clock()
 
     def run(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 
 from gateway.core.catalog import Catalog
@@ -27,31 +29,45 @@ class AgentQueue:
         if exchange.queue is None or not _may_wait(exchange, untried):
             return None
         queue, call, got = exchange.queue, attempt_id(exchange), list[Candidate]()
+        failed: BaseException | None = None
         model = self._catalog.snapshot.model(exchange.model_asked)
         size = SIZE if model is None or not model.queue_size else model.queue_size
         seconds = WAIT_S if model is None or model.queue_s is None else model.queue_s
 
         def attempt() -> Outcome:
-            candidate = lease()
+            nonlocal failed
+            try:
+                candidate = lease()
+            except BaseException as error:  # the call's own: whoever waits in the room is told, not the room
+                failed = error
+                return Full("", QUEUE, size, 1.0)
             if candidate is None:
                 return Full(queue if _may_wait(exchange, untried) else "", QUEUE, size, 1.0)
             got.append(candidate)
-            self._state.leave(queue, call)
+            with contextlib.suppress(StateUnavailable):  # whoever begins leaves the line; this is for a lease without a limit
+                self._state.leave(queue, call)
             return ()
 
-        try:
+        with contextlib.suppress(StateUnavailable):
             self._room.wait(queue, call, exchange.principal.key_id, size, seconds, attempt, exchange.call.cancel)
-        except StateUnavailable:
-            return got[0] if got else None
+        if failed is not None:
+            raise failed
         return got[0] if got else None
 
 
-def queue_of(exchange: Exchange, candidates: Sequence[Candidate]) -> str | None:
-    """In which queue a call waits for its agents: those of a model, or the only one that it may have. None where it has none."""
-    hosted = [candidate for candidate in candidates if candidate.deployment.hosted]
+def queue_of(exchange: Exchange, untried: Sequence[Candidate], candidates: Sequence[Candidate]) -> str | None:
+    """In which queue a call waits for its agents: all those of a model, the only one that it may have, or the rest that it has not tried. None
+    where it has none. Who stands before others there is waiting for the same agents as they are.
+    """
+    hosted = [candidate.deployment.credential_place for candidate in untried if candidate.deployment.hosted]
     if not hosted:
         return None
-    return f"agent:{hosted[0].deployment.credential_place}" if len(hosted) == 1 else f"agents:{exchange.served_by or exchange.model_asked}"
+    if len(hosted) == 1:
+        return f"agent:{hosted[0]}"
+    everyone = f"agents:{exchange.served_by or exchange.model_asked}"
+    if len(hosted) == sum(candidate.deployment.hosted for candidate in candidates):
+        return everyone
+    return f"{everyone}:{hashlib.sha256(' '.join(sorted(hosted)).encode()).hexdigest()[:16]}"
 
 
 def _may_wait(exchange: Exchange, untried: Sequence[Candidate]) -> bool:

@@ -9,25 +9,26 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
 from gateway.concurrency import spawn
+from gateway.core.agent_frames import PROTOCOL_ERROR, Head, Hello, Refused, Update, head_of, object_of, opening_of, read_hello, read_update
 from gateway.dialects.openai_chat import dumps
 from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 HELLO_S = 10.0
+SMALL_BYTES = 65_536
+"""The most of a frame that is no part of an answer, and of any before the agent is let in: a `hello` with a thousand names."""
+AT_BYTES = 200
 PING_S, PONG_S = 20.0, 4.0
 """How often an agent is asked whether it is there, and how long its second silence is waited for: 44 s at most until one that hangs is found out."""
 GRACE_S = 5.0
 UPDATE_S = 1.0
 """How often an agent may say anew what it serves: the catalog follows."""
 FIRST_FRAME_S = 10.0
-MOST_MODELS, NAME_CHARACTERS, MOST_CONCURRENCY = 1000, 128, 1024
 ENDED_REMEMBERED = 4096
-PROTOCOL_ERROR, UNKNOWN, FORBIDDEN, TIMED_OUT, REPLACED, TOO_MUCH, UNAVAILABLE = 4400, 4401, 4403, 4408, 4409, 4429, 4503
+UNKNOWN, FORBIDDEN, TIMED_OUT, REPLACED, TOO_MUCH, UNAVAILABLE = 4401, 4403, 4408, 4409, 4429, 4503
 LEAVING = 1012
 _OF_REQUESTS = frozenset({"delta", "done", "error"})
 
@@ -49,29 +50,11 @@ class Socket(Protocol):
     def receive(self, timeout_s: float | None) -> str | None:
         """None when the time is up. Raises SocketClosed."""
 
+    def allow(self, max_bytes: int) -> None:
+        """How large a message may be from now on."""
+
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Idempotent; wakes who receives."""
-
-
-class Refused(Exception):
-    """An agent that is not let in, or not any longer: with which code its websocket is closed, and why in a few words."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What an agent says of itself. `name` is empty for the only one of its token; `models` is None where it cannot say which it serves."""
-
-    name: str = ""
-    token: str = field(default="", repr=False)
-    models: tuple[str, ...] | None = None
-    concurrency: int = 1
-    session: str = ""
-    resumes: bool = False
-    software: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +74,7 @@ class Session(Protocol):
     used_at: float | None
     heard_at: float | None
     leaving: bool
-    announced: Callable[[Hello], None]
+    announced: Callable[[Update], None]
 
     @property
     def in_flight(self) -> int: ...
@@ -111,21 +94,6 @@ class Session(Protocol):
 
     def end(self, code: int, reason: str) -> None:
         """Close the websocket; whoever waits for an answer over it learns that it is lost. Idempotent."""
-
-
-class _Head(msgspec.Struct):
-    """What must be known of a frame to pass it on."""
-
-    type: str
-    id: str = ""
-    at: Any = None
-
-
-class _Opening(msgspec.Struct):
-    """The same of the frame that a client's channel begins with."""
-
-    id: str
-    credit: int
 
 
 @dataclass(eq=False, slots=True)
@@ -153,7 +121,7 @@ class SessionV2:
         self.used_at: float | None = None
         self.heard_at: float | None = None
         self.leaving = False
-        self.announced: Callable[[Hello], None] = lambda hello: None
+        self.announced: Callable[[Update], None] = lambda update: None
 
     @property
     def in_flight(self) -> int:
@@ -163,13 +131,14 @@ class SessionV2:
         raw = self._socket.receive(HELLO_S)
         if raw is None:
             raise Refused(TIMED_OUT, f"no hello within {HELLO_S:.0f} s")
-        document = _object(raw)
+        document = object_of(raw)
         if document.get("type") != "hello":
             raise Refused(PROTOCOL_ERROR, "the first frame must be a hello")
         return read_hello(document)
 
     def welcome(self, welcome: Welcome) -> None:
         told = {"agent": welcome.agent, "session": welcome.session, "models": welcome.models}
+        self._socket.allow(MAX_FRAME_BYTES)
         self._tell(type="welcome", ping_s=PING_S, grace_s=GRACE_S, max_bytes=MAX_FRAME_BYTES, **told)
         self._ping()
 
@@ -208,19 +177,21 @@ class SessionV2:
             left = list(self._requests.values())
         for request in left:
             self._end(request)
-            tell_lost(request.channel, request.id)
+            tell_lost(request.channel, request.id, "moved" if code in (LEAVING, REPLACED) else "gone")
         self._socket.close(code, reason)  # the last: a peer that hangs takes a second
 
     # from the agent
 
     def _take(self, raw: str) -> None:
-        head = _head(raw)
+        head = head_of(raw)
         if head.type in _OF_REQUESTS:
             self._answer(head, raw)
+        elif len(raw) > SMALL_BYTES or len(head.at) > AT_BYTES:
+            raise Refused(PROTOCOL_ERROR, "a frame that is too large for its type")
         elif head.type == "pong":
             self._ponged()
         elif head.type == "ping":
-            self._tell(type="pong", at=head.at)
+            self._socket.send(b'{"type":"pong","at":%b}' % bytes(head.at))
         elif head.type == "update":
             self._announce(raw)
         elif head.type == "leaving":
@@ -233,9 +204,10 @@ class SessionV2:
         if now - self._announced_at < UPDATE_S:
             raise Refused(TOO_MUCH, f"more than one update in {UPDATE_S:.0f} s")
         self._announced_at = now
-        self.announced(read_hello(_object(raw)))
+        said = object_of(raw)
+        self.announced(read_update(said))
 
-    def _answer(self, head: _Head, raw: str) -> None:
+    def _answer(self, head: Head, raw: str) -> None:
         request = self._requests.get(head.id)
         if request is None:
             if head.id in self._ended:
@@ -259,7 +231,7 @@ class SessionV2:
 
     def _begun(self, channel: Channel, raw: bytes) -> _Request:
         """The request that the channel begins with. Raises ChannelLost."""
-        opening = _opening(raw)
+        opening = opening_of(raw)
         request = _Request(opening.id, channel, opening.credit)
         with self._lock:
             if self._closed:
@@ -323,67 +295,11 @@ class SessionV2:
         self._socket.send(dumps(members))
 
 
-_heads, _openings = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_Opening)
-
-
-def _head(raw: str) -> _Head:
-    """Raises Refused."""
-    try:
-        return _heads.decode(raw)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        members = _object(raw)
-    id = members.get("id")
-    return _Head(members["type"], id if isinstance(id, str) else "", members.get("at"))
-
-
-def _opening(raw: bytes) -> _Opening:
-    """Raises ChannelLost."""
-    try:
-        return _openings.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        members = decoded(raw) or {}
-    id, credit = members.get("id"), members.get("credit")
-    if not isinstance(id, str) or not isinstance(credit, int):
-        raise ChannelLost("gone")
-    return _Opening(id, credit)
-
-
-def tell_lost(channel: Channel, id: str) -> None:
+def tell_lost(channel: Channel, id: str, cause: str) -> None:
     """The client's worker learns that the agent's socket is gone."""
     try:
-        channel.send(dumps({"id": id, "type": "lost", "cause": "gone"}))
+        channel.send(dumps({"id": id, "type": "lost", "cause": cause}))
     except ChannelLost:
         return
     finally:
         channel.close()
-
-
-def _object(raw: str) -> dict[str, Any]:
-    """Raises Refused for what is no JSON object with a type."""
-    document = decoded(raw)
-    if document is None:
-        raise Refused(PROTOCOL_ERROR, "a frame that is no JSON object")
-    if not isinstance(document.get("type"), str):
-        raise Refused(PROTOCOL_ERROR, "a frame without a type")
-    return document
-
-
-def read_hello(document: dict[str, Any]) -> Hello:
-    """Of `hello`, or of `update`. Raises Refused."""
-    models, concurrency = document.get("models", []), document.get("concurrency", 1)
-    texts = {name: document.get(name) or "" for name in ("agent", "token", "session", "software")}
-    if not isinstance(models, list) or len(models) > MOST_MODELS or not all(isinstance(each, str) and 0 < len(each) <= 256 for each in models):
-        raise Refused(PROTOCOL_ERROR, f"models must be a list of at most {MOST_MODELS} names")
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise Refused(PROTOCOL_ERROR, f"concurrency must be from 1 to {MOST_CONCURRENCY}")
-    if not all(isinstance(text, str) and len(text) <= NAME_CHARACTERS and text.isascii() and text.isprintable() for text in texts.values()):
-        raise Refused(PROTOCOL_ERROR, f"agent, token, session and software must be texts of at most {NAME_CHARACTERS} printable ASCII characters")
-    return Hello(
-        name=texts["agent"],
-        token=texts["token"],
-        models=tuple(dict.fromkeys(models)),
-        concurrency=concurrency,
-        session=texts["session"],
-        resumes=document.get("resumes") is True and bool(texts["session"]),
-        software=texts["software"],
-    )

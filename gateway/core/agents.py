@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,22 +11,13 @@ from dataclasses import dataclass, replace
 
 from gateway.bus.base import Bus, Opening
 from gateway.concurrency import every, spawn
-from gateway.core.agent_session import (
-    GRACE_S,
-    LEAVING,
-    REPLACED,
-    UNAVAILABLE,
-    UNKNOWN,
-    Hello,
-    Refused,
-    Session,
-    SocketClosed,
-    Welcome,
-)
+from gateway.core.agent_frames import Hello, Refused, Update
+from gateway.core.agent_session import GRACE_S, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, Session, SocketClosed, Welcome
 from gateway.core.enrolments import Admitted, Enrolments
 from gateway.core.globs import matches
-from gateway.core.rests import NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
+from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
 from gateway.core.routing import Candidate
+from gateway.core.standing import NEVER
 from gateway.errors import GatewayError
 from gateway.frames import Channel, ChannelLost, Connected
 from gateway.state.agents import AgentDirectory, Holder
@@ -74,6 +66,7 @@ class Agents:
         self._draining = False
         self._stop: Callable[[], None] | None = None
         self._ticks, self._looked_at = 0, -1
+        self._ghosts: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -119,6 +112,8 @@ class Agents:
         if holder.gone_at is not None:
             left_s = holder.gone_at + GRACE_S - self._wall()
             return Rest(RECONNECTING, self._clock() + left_s) if left_s > 0 else Rest(NOT_CONNECTED, FOREVER)
+        if holder.leaving:
+            return Rest(LEFT, FOREVER)
         if holder.draining or self._unreachable.get(holder.owner, 0.0) > self._clock():
             return Rest(RECONNECTING, self._clock() + GRACE_S)
         served = candidate.model in holder.models or any(matches(candidate.model, pattern) for pattern in holder.models)
@@ -132,6 +127,15 @@ class Agents:
         if own is None:
             return Limit(place, concurrency=holder.concurrency)
         return replace(own, concurrency=holder.concurrency if own.concurrency is None else min(own.concurrency, holder.concurrency))
+
+    def used_at(self, place: str, own: float) -> float:
+        """One that connected again is as unused as a new one."""
+        holder = self._directory.current().get(place)
+        if holder is None:
+            return own
+        began = self._clock() - self._wall()
+        told = NEVER if holder.used_at is None else began + holder.used_at
+        return max(told, own if own >= began + holder.since else NEVER)
 
     def holders(self) -> Sequence[Holder]:
         """Every agent that is connected now, to whatever worker."""
@@ -229,23 +233,14 @@ class Agents:
             log.warning("an agent cannot be let in: %s", error)
             raise Refused(UNAVAILABLE, "the gateway cannot take note of it now") from error
 
-    def _announced(self, connection: _Connection, said: Hello) -> None:
-        """Raises Refused."""
-        admitted = self._admitted_again(connection, said)
-        self._changed(connection, replace(connection.holder, models=admitted.models, concurrency=said.concurrency))
-
-    def _admitted_again(self, connection: _Connection, said: Hello) -> Admitted:
+    def _announced(self, connection: _Connection, said: Update) -> None:
+        """Raises Refused. Where the shared state cannot be used now, the others are told later, as of all that is new."""
         try:
-            return self._enrolments.announced(connection.admitted, said)
+            connection.admitted = self._enrolments.announced(connection.admitted, said)
         except GatewayError as error:
             raise Refused(UNAVAILABLE, "the token cannot be looked up now") from error
-
-    def _changed(self, connection: _Connection, holder: Holder) -> None:
-        try:
-            if not connection.ending and self._directory.change(holder):
-                connection.holder = holder
-        except StateUnavailable as error:
-            log.debug("what is new of an agent is not told: %s", error)
+        with contextlib.suppress(StateUnavailable):
+            self._note(connection)
 
     def _accept(self, opening: Opening, channel: Channel) -> None:
         connection = self._connections.get(opening.agent)
@@ -263,6 +258,7 @@ class Agents:
             if self._ticks % NOTE_EVERY == 0:
                 for connection in list(self._connections.values()):
                     self._note(connection)
+                self._lay_ghosts()
                 self._unreachable = {owner: until for owner, until in self._unreachable.items() if until > self._clock()}
             if self._generation() != self._looked_at or self._ticks % LOOK_EVERY == 0:
                 self._check_tokens()
@@ -276,16 +272,28 @@ class Agents:
         current = self._directory.current()
         for connection in list(self._connections.values()):
             known = current.get(connection.holder.agent)
-            if known is None or (known.epoch < connection.holder.epoch):
-                connection.holder = self._directory.claim(connection.holder)
+            if connection.ending:
+                continue
+            if known is None or known.epoch < connection.holder.epoch:
+                self._directory.change(connection.holder)
             elif known.epoch > connection.holder.epoch:
                 self._end(connection, REPLACED, "the agent connected again")
 
     def _note(self, connection: _Connection) -> None:
-        session, holder = connection.session, connection.holder
-        new = replace(holder, used_at=session.used_at, heard_at=session.heard_at, rtt_ms=session.rtt_ms, draining=self._draining or session.leaving)
-        if new != holder:
-            self._changed(connection, new)
+        """Tell the others what is new of an agent. Raises StateUnavailable."""
+        session, holder, admitted = connection.session, connection.holder, connection.admitted
+        new = replace(holder, used_at=session.used_at, heard_at=session.heard_at, rtt_ms=session.rtt_ms, draining=self._draining, leaving=session.leaving)
+        new = replace(new, models=admitted.models, concurrency=admitted.hello.concurrency)
+        if new != holder and not connection.ending and self._directory.change(new):
+            connection.holder = new
+
+    def _lay_ghosts(self) -> None:
+        """Entries of this worker's that have no connection: that these were lost could not be told at the time. Raises StateUnavailable."""
+        own = {agent: holder for agent, holder in self._directory.current().items() if holder.owner == self._owner and holder.gone_at is None}
+        ghosts = {(agent, holder.epoch) for agent, holder in own.items() if agent not in self._connections}
+        for agent, epoch in ghosts & self._ghosts:  # one that is just being let in is none
+            self._directory.release(agent, epoch, self._wall())
+        self._ghosts = ghosts
 
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
@@ -306,8 +314,9 @@ class Agents:
     def drain(self, deadline: float) -> None:
         """Agents go to other workers: those that answer nothing now at once, the others when they have, or shortly before `deadline` (monotonic)."""
         self._draining = True
-        for connection in list(self._connections.values()):
-            self._note(connection)
+        with contextlib.suppress(StateUnavailable):
+            for connection in list(self._connections.values()):
+                self._note(connection)
         while self._connections and self._clock() < deadline - LAST_WORDS_S:
             for connection in [each for each in list(self._connections.values()) if not each.session.in_flight]:
                 self._end(connection, LEAVING, "the worker leaves")

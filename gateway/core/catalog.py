@@ -108,6 +108,10 @@ class Snapshot:
         glob = next((glob for glob in self.globs if matches(model, glob)), None)
         return self.deployments[glob] if glob is not None else ()
 
+    def serves(self, model: str, pool_id: int) -> bool:
+        """Whether there is a deployment of exactly this model over the pool."""
+        return any(deployment.pool is not None and deployment.pool.id == pool_id for deployment in self.deployments.get(model, ()))
+
     def model(self, asked: str) -> store_catalog.Model | None:
         """What is configured for a model: under its exact name, else under the longest glob that matches. None for the environment's."""
         if asked in self.models:
@@ -308,10 +312,12 @@ class Catalog:
             backend = self._backends.get(row.backend, row.options)
             if credential is not None and credential.disabled_at is not None:
                 problem = "its credential is disabled"
+            elif isinstance(backend, HostsAgents):
+                pass  # agents present themselves: nothing is to be opened for each of them and each of their models
             elif credential is not None:
                 secret = Secret(self._vault.open(credential.sealed, credential_place(credential.id)))
                 extras = self._extras(credential)
-            elif backend.needs_secret and not isinstance(backend, HostsAgents):
+            elif backend.needs_secret:
                 problem = "it needs a credential and has none"
             proxy = self._proxy(row, credential)
         except (PluginError, SecretsError, BadRequest) as error:

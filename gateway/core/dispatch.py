@@ -102,8 +102,8 @@ class Dispatcher:
         self._budget.note_call()
         errors: list[UpstreamError] = []
         untried = self._affinity.kept(exchange, candidates)
-        exchange.queue = queue_of(exchange, untried)
         while True:
+            exchange.queue = queue_of(exchange, untried, candidates)
             candidate = self._leased_in_time(exchange, untried, candidates)
             if candidate is None:
                 raise self._verdict(exchange, candidates, errors)
@@ -161,15 +161,19 @@ class Dispatcher:
     def _leased(self, exchange: Exchange, untried: Sequence[Candidate], candidates: Sequence[Candidate]) -> Candidate | None:
         """The one to try next, held by the exchange; None where nothing is fit, or has a place left."""
         left = list(untried)
-        while fit := self._fit(exchange, left):
-            candidate = self._chosen(exchange, fit, candidates)
-            lease = self._pool.lease(candidate, exchange)
-            if isinstance(lease, Lease):
-                exchange.lease = lease
-                return candidate
-            exchange.excluded[candidate.deployment.place] = lease.reason
-            exchange.full[candidate.deployment.place] = lease.until
-            left.remove(candidate)
+        while fit := self._pool.with_room(exchange, self._fit(exchange, left)):
+            while fit:
+                candidate = self._chosen(exchange, fit, candidates)
+                lease = self._pool.lease(candidate, exchange)
+                if isinstance(lease, Lease):
+                    exchange.lease = lease
+                    return candidate
+                exchange.excluded[candidate.deployment.place] = lease.reason
+                exchange.full[candidate.deployment.place] = lease.until
+                if lease.reason == QUEUE:  # others wait for the same agents: it is their turn
+                    return None
+                fit.remove(candidate)
+                left.remove(candidate)
         for candidate in untried:  # one that another call is finding out about, rather than nothing
             rest = self._pool.rest(candidate)
             shared = self._pool.lease(candidate, exchange, last=True) if rest is not None and rest.reason == PROBING else None
@@ -211,7 +215,7 @@ class Dispatcher:
         error = errors[-1]
         if not error.retryable or exchange.left or len(errors) > EXTRA_ATTEMPTS or not exchange.call.body.replayable:
             return []
-        if isinstance(error, AgentLost):
+        if isinstance(error, AgentLost) and (not untried or self._may_be_back(failed)):
             untried = [*untried, failed]
         if isinstance(error, UpstreamUnreachable):  # another credential on the same way would meet the same
             untried = [other for other in untried if other.way != failed.way]
@@ -225,8 +229,11 @@ class Dispatcher:
 
     def _may_answer(self, candidate: Candidate) -> bool:
         """Now, or in a moment."""
+        return self._pool.rest(candidate) is None or self._may_be_back(candidate)
+
+    def _may_be_back(self, candidate: Candidate) -> bool:
         rest = self._pool.rest(candidate)
-        return rest is None or rest.reason == RECONNECTING
+        return rest is not None and rest.reason == RECONNECTING
 
     def _attempt(self, exchange: Exchange, candidate: Candidate) -> Answer:
         deployment = candidate.deployment

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gateway.core.agent_session import FORBIDDEN, TOO_MUCH, UNKNOWN, Hello, Refused
+from gateway.core.agent_frames import Hello, Refused, Update
+from gateway.core.agent_session import FORBIDDEN, TOO_MUCH, UNKNOWN
 from gateway.core.globs import is_glob, is_model, matches_any
 from gateway.errors import BadRequest
 from gateway.secrets import Secrets, looks_like_key
@@ -16,8 +17,8 @@ from gateway.store.database import Database
 from gateway.store.pools import Credential, credential_place, list_credentials
 
 REFUSAL = "the token is missing, unknown, expired or revoked"
-Deploy = Callable[[Enrolment, Sequence[str]], None]
-"""Sees to it that there is a deployment over the token's pool for each of these models. Raises GatewayError."""
+Deploy = Callable[[Enrolment, Sequence[str]], Sequence[str]]
+"""Sees to it that there is a deployment over the token's pool for each of these models, as far as may be; for which there is. Raises GatewayError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,17 @@ class Enrolments:
         """`token` is None where none is needed. Raises Refused, StoreUnavailable."""
         return self._admitted(self._enrolment(token), hello, protocol)
 
-    def announced(self, before: Admitted, said: Hello) -> Admitted:
+    def announced(self, before: Admitted, said: Update) -> Admitted:
         """What an agent that is let in serves from now on. Raises Refused, StoreUnavailable."""
         enrolment = self._database.read(lambda: agents.find_enrolment_by_id(before.enrolment))
         if enrolment is None or enrolment.state(_now_ms()) != "active":
             raise Refused(UNKNOWN, REFUSAL)
-        return self._admitted(enrolment, replace(before.hello, models=said.models, concurrency=said.concurrency), before.protocol)
+        hello = before.hello if said.concurrency is None else replace(before.hello, concurrency=said.concurrency)
+        if said.models is None:
+            return replace(before, hello=hello)
+        if not (models := covered(enrolment.models, said.models) if said.models else ()):
+            return replace(before, hello=replace(hello, models=said.models), models=())
+        return replace(before, hello=replace(hello, models=said.models), models=self._deployed(enrolment, models))
 
     def valid(self, admitted: Sequence[Admitted]) -> frozenset[str]:
         """Which of these agents may stay: their tokens and credentials are there still. Raises StoreUnavailable."""
@@ -82,8 +88,13 @@ class Enrolments:
         if not models:
             raise Refused(FORBIDDEN, "the token covers none of its models")
         credential = self._credential(enrolment, Announced(hello.name, models, protocol, hello.software, hello.concurrency))
-        self._deploy(enrolment, [model for model in models if not is_glob(model)])
-        return Admitted(credential.place, credential.id, credential.label, enrolment.id, models, replace(hello, token=""), protocol)
+        served = self._deployed(enrolment, models)
+        return Admitted(credential.place, credential.id, credential.label, enrolment.id, served, replace(hello, token=""), protocol)
+
+    def _deployed(self, enrolment: Enrolment, models: Sequence[str]) -> tuple[str, ...]:
+        """Of these models, those for which there is a deployment now; what is a glob stays one."""
+        served = frozenset(self._deploy(enrolment, [model for model in models if not is_glob(model)]))
+        return tuple(model for model in models if model in served or is_glob(model))
 
     def _credential(self, enrolment: Enrolment, announced: Announced) -> Credential:
         vault = self._secrets.vault

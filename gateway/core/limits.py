@@ -130,6 +130,14 @@ class CallLimits:
 
         return Taken(give)
 
+    def crowded(self, limits: Sequence[Limit]) -> frozenset[str]:
+        """The subjects of those that have no place for another call at once; none where the shared state cannot be used."""
+        try:
+            return self._state.crowded(limits)
+        except StateUnavailable as error:
+            self._tell(error)
+            return frozenset()
+
     def standings(self, limits: Sequence[Limit]) -> tuple[Standing, ...]:
         """How much of them is left now; empty where the shared state cannot be used."""
         try:

@@ -85,6 +85,13 @@ class LeastBusy:
         return self._turns.choose([each for each, its in zip(candidates, load, strict=True) if its == least], standings)
 
 
+class LongestUnused:
+    """Of those with the fewest calls under way in this worker who waits for a call for the longest time; who never had one first. Weights do not count."""
+
+    def choose(self, candidates: Sequence[Candidate], standings: Standings) -> Candidate:
+        return min(candidates, key=lambda each: (standings.busy(each), standings.used_at(each)))
+
+
 class Cheapest:
     """The lowest price, three parts of input to one of output; what has none is free; among equals, in turn."""
 

@@ -20,7 +20,7 @@ from gateway.core.rests import Hosts, NoHosts, Rest
 from gateway.core.routing import Candidate
 from gateway.core.standing import Standings
 from gateway.errors import UpstreamError, UpstreamRefused
-from gateway.state.base import StateUnavailable
+from gateway.state.base import CONCURRENCY, Limit, StateUnavailable
 from gateway.state.conditions import ACTIVE, COOLING, EXPIRED, FOREVER, PROBING, QUARANTINED, SUSPECT, Condition, Conditions
 from gateway.store.conditions import Transition
 from gateway.store.pools import Credential
@@ -33,6 +33,7 @@ ANYBODY = -1
 """By whom a failure was seen that would have been anybody's."""
 PROBE_S = 120.0
 """How long a call may find out whether a rest is over, before another may: it tells as soon as its answer begins."""
+MANY = 8
 PUBLISH_S = 5.0
 """How often a worker tells the others who calls a deployment: the window is many times longer."""
 
@@ -63,7 +64,7 @@ Take = Callable[[Exchange, Deployment, str], Held | Rest]
 class Pool:
     """`tell` is given every transition; `take` what a credential's own limits allow; `owner` is this worker's id, `alive` whether one's worker runs.
 
-    `hosts` knows which agents are connected.
+    `hosts` knows which agents are connected; `crowded` which of these limits have no place for another call at once.
     """
 
     def __init__(
@@ -77,11 +78,16 @@ class Pool:
         chance: Callable[[], float] = random.random,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         hosts: Hosts | None = None,
+        crowded: Callable[[Sequence[Limit]], frozenset[str]] = lambda limits: frozenset(),
     ) -> None:
         self._conditions, self._tell, self._take, self._owner, self._alive = conditions, tell, take, owner, alive
+        self._crowded = crowded
         self._hosts: Hosts = NoHosts() if hosts is None else hosts
         self._clock, self._chance, self._wall_ms = clock, chance, wall_ms
-        self.standings = Standings(clock)
+        self.standings = Standings(clock, self._used_at)
+
+    def _used_at(self, candidate: Candidate, own: float) -> float:
+        return self._hosts.used_at(candidate.deployment.credential_place, own) if candidate.deployment.hosted else own
 
     # who is fit
 
@@ -107,6 +113,21 @@ class Pool:
         """Those of them that rest now. Behind a glob, a credential's rest for one asked model is not seen."""
         found = [(deployment, self.rest(Candidate(deployment, deployment.upstream_name(deployment.model), None))) for deployment in deployments]
         return [(deployment, rest) for deployment, rest in found if rest is not None]
+
+    def with_room(self, exchange: Exchange, fit: list[Candidate]) -> list[Candidate]:
+        """Without the agents that are at their number of calls, where so many are fit that asking one after the other would take long."""
+        hosted = [candidate for candidate in fit if candidate.deployment.hosted]
+        if len(hosted) < MANY:
+            return fit
+        limits = {each.deployment.place: self._hosts.limit(each.deployment.credential_place, each.deployment.limit) for each in hosted}
+        full = self._crowded([limit for limit in limits.values() if limit is not None])
+        until = self._clock() + 1.0
+        for candidate in hosted:
+            limit = limits[candidate.deployment.place]
+            if limit is not None and limit.subject in full:
+                exchange.excluded[candidate.deployment.place], exchange.full[candidate.deployment.place] = CONCURRENCY, until
+                fit.remove(candidate)
+        return fit
 
     def lease(self, candidate: Candidate, exchange: Exchange, last: bool = False) -> Lease | Rest:
         """Hold the candidate for one attempt, or learn that somebody else took the last place of it just now.

@@ -9,7 +9,7 @@ from gateway.core.routing import Candidate
 from gateway.state.base import Limit
 from gateway.state.conditions import FOREVER
 
-NOT_CONNECTED, RECONNECTING, NOT_SERVED = "not_connected", "reconnecting", "model_not_served"
+NOT_CONNECTED, RECONNECTING, LEFT, NOT_SERVED = "not_connected", "reconnecting", "leaving", "model_not_served"
 """Of agents; who was lost a moment ago is likely to be back."""
 
 
@@ -30,6 +30,9 @@ class Hosts(Protocol):
     def limit(self, place: str, own: Limit | None) -> Limit | None:
         """Of its credential, which may have limits of its own."""
 
+    def used_at(self, place: str, own: float) -> float:
+        """When it was last sent a request (monotonic), by any worker or at this one's `own` moment."""
+
 
 class NoHosts:
     """Of a process that no agent can reach."""
@@ -38,4 +41,7 @@ class NoHosts:
         return Rest(NOT_CONNECTED, FOREVER)
 
     def limit(self, place: str, own: Limit | None) -> Limit | None:
+        return own
+
+    def used_at(self, place: str, own: float) -> float:
         return own

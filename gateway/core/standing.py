@@ -40,8 +40,10 @@ class _Told:
 class Standings:
     """Of one worker. Of a fixed size for each deployment and credential, whoever calls."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], used: Callable[[Candidate, float], float] = lambda candidate, own: own) -> None:
+        """`used`: when a candidate was last used, by what all workers know and this one's own moment."""
+        self._clock, self._used = clock, used
+        self._began: dict[str, float] = {}
         self._callers: dict[str, _Latest] = {}
         self._told: dict[str, _Told] = {}
         self._first_byte_s: dict[str, float] = {}
@@ -49,6 +51,7 @@ class Standings:
 
     def began(self, candidate: Candidate) -> None:
         self.in_flight[candidate.key] = self.in_flight.get(candidate.key, 0) + 1
+        self._began[candidate.key] = self._clock()
 
     def ended(self, candidate: Candidate) -> None:
         self.in_flight[candidate.key] -= 1
@@ -60,6 +63,10 @@ class Standings:
     def busy(self, candidate: Candidate) -> int:
         """Calls under way."""
         return self.in_flight.get(candidate.key, 0)
+
+    def used_at(self, candidate: Candidate) -> float:
+        """When a call last began with it (monotonic); NEVER before the first."""
+        return self._used(candidate, self._began.get(candidate.key, NEVER))
 
     def first_byte_s(self, candidate: Candidate) -> float:
         """A moving average; 0 before the first answer, so that everybody gets a chance."""

@@ -36,16 +36,15 @@ class ApiServer:
         return b""
 
     def request(self, document: Mapping[str, Any]) -> ChatRequest:
-        """The conversation's ids are in the document's `conversation`, as agents take them."""
+        """The document becomes that of chat completions."""
         given = {name: document.get(name) for name in ("content", *IDS)}
         if any(value is not None and not isinstance(value, str) for value in given.values()):
             raise BadRequest("Invalid request")
         content, conversation, parent, message = (value or "" for value in given.values())
-        asked = {
-            "messages": [{"role": "user", "content": content}],
-            "conversation": {"id": conversation, "parent_id": parent or str(uuid4()), "message_id": message or str(uuid4())},
-        }
-        return ChatRequest("", (Message("user", content),), stream=False, include_usage=False, max_tokens=None, document=asked)
+        told = {"id": conversation, "parent_id": parent or str(uuid4()), "message_id": message or str(uuid4())}
+        messages = (Message("user", content),)
+        asked = {"messages": [{"role": "user", "content": content}]}
+        return ChatRequest("", messages, stream=False, include_usage=False, max_tokens=None, document=asked, conversation=told)
 
     def encoder(self, model: str, created: int, request: ChatRequest) -> _Encoder:
         return _Encoder(request)
@@ -53,7 +52,7 @@ class ApiServer:
 
 class _Encoder:
     def __init__(self, request: ChatRequest) -> None:
-        self._asked: Mapping[str, str] = request.document["conversation"]
+        self._asked = request.conversation or {"id": ""}
 
     def stream(self, events: Iterator[ChatEvent]) -> Generator[bytes, None, None]:
         raise BadRequest("Invalid request")

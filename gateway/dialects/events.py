@@ -57,7 +57,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a ChatBackend is asked. `document` is the caller's whole body, for what has no field here."""
+    """What a ChatBackend is asked. `document` is the caller's whole body, for what has no field here.
+
+    `conversation`: "id", "parent_id" and "message_id" of one that the upstream keeps, where the dialect has such.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -65,6 +68,7 @@ class ChatRequest:
     include_usage: bool
     max_tokens: int | None
     document: Mapping[str, Any]
+    conversation: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def ensure_open_enrolment(database: Database, at: int) -> Enrolment:
         return found
 
     def create() -> Enrolment:
-        place = _place(OPEN, "least_busy", "hard")
+        place = _place(OPEN, "longest_unused", "hard")
         model = catalog.find_model(OPEN)
         if model is None or all(row.model_id != model.id for row in catalog.list_deployments()):
             _serve([OPEN], place, at)

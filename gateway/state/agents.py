@@ -15,7 +15,8 @@ class Holder:
     """A connection of an agent, and the worker that holds its socket. Times are Unix seconds.
 
     `agent`: its credential's place ("credential:3-AT"); `name`: what it calls itself; `enrolment`: the id of the token's row. `epoch` counts the
-    connections of this agent; `protocol` is 1 or 2. `models`: what it serves, of what its token covers. `gone_at`: when its socket was lost; None
+    connections of this agent; `protocol` is 1 or 2. `models`: what it serves, of what its token covers. `draining`: its worker goes; `leaving`: the
+    agent itself takes nothing new. `gone_at`: when its socket was lost; None
     while it is connected. `used_at`: when it was last sent a request; `heard_at`: when it last answered one well; both None before the first.
     """
 
@@ -31,6 +32,7 @@ class Holder:
     since: float
     resumes: bool = False
     draining: bool = False
+    leaving: bool = False
     software: str = ""
     gone_at: float | None = None
     used_at: float | None = None

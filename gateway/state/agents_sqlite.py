@@ -25,6 +25,10 @@ CREATE TABLE IF NOT EXISTS agents_forgotten (only INTEGER PRIMARY KEY, change IN
 """
 
 
+AWAY_S = 1.0
+"""How long nobody looks into a file that could not be used: a call looks many times, and would wait each time."""
+
+
 class SqliteAgents:
     """Of one worker; `alive` tells whether the worker of an owner id still runs. Opens its file at the first use, so it may be built before a fork."""
 
@@ -39,7 +43,7 @@ class SqliteAgents:
         self._counter = ChangeCounter(self._file.path.with_suffix(".agents"))
         self._alive, self._wall, self._clock = alive, wall_ms, clock
         self._own: dict[str, Holder] = {}
-        self._seen, self._look_at = -1, 0.0
+        self._seen, self._look_at, self._away_until = -1, 0.0, 0.0
         self._current: Mapping[str, Holder] = MappingProxyType({})
 
     def claim(self, holder: Holder) -> Holder:
@@ -82,11 +86,12 @@ class SqliteAgents:
 
     def current(self) -> Mapping[str, Holder]:
         """By agent. Where the file cannot be used, what was seen last stands."""
-        try:
-            if self._counter.value != self._seen:
-                self._file.run(self._catch_up)
-        except StateUnavailable:
-            pass  # whoever changes something is told
+        if self._clock() >= self._away_until:
+            try:
+                if self._counter.value != self._seen:
+                    self._file.run(self._catch_up)
+            except StateUnavailable:  # whoever changes something is told
+                self._away_until = self._clock() + AWAY_S
         return self._current
 
     def tidy(self, now: float) -> None:

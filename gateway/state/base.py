@@ -75,6 +75,10 @@ class Limits(Protocol):
         """Of each limit, without taking anything."""
         ...
 
+    def crowded(self, limits: Sequence[Limit]) -> frozenset[str]:
+        """The subjects of those that have no place for another call at once."""
+        ...
+
     def is_tallied(self, subject: str) -> bool:
         """Whether its calls of this UTC day are counted yet."""
         ...

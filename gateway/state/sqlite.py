@@ -74,6 +74,18 @@ class SqliteLimits:
 
         return self._run(work)
 
+    def crowded(self, limits: Sequence[Limit]) -> frozenset[str]:
+        bounds = {limit.subject: limit.concurrency for limit in limits if limit.concurrency is not None}
+
+        def work(db: sqlite3.Connection, now: int) -> frozenset[str]:
+            used, alive = dict[str, int](), dict[str, bool]()
+            for subject, owner, count in db.execute("SELECT subject, owner, count(*) FROM lease GROUP BY subject, owner"):
+                if subject in bounds and (alive[owner] if owner in alive else alive.setdefault(owner, self._alive(owner))):
+                    used[subject] = used.get(subject, 0) + count
+            return frozenset(subject for subject, count in used.items() if count >= bounds[subject])
+
+        return self._run(work)
+
     def is_tallied(self, subject: str) -> bool:
         day = self._wall() // DAY_MS
         return self._run(lambda db, now: bool(db.execute("SELECT 1 FROM tally WHERE subject = ? AND day = ?", (subject, day)).fetchone()))

@@ -19,6 +19,7 @@ from gateway.store.statements import locked
 MOST_AGENTS = 1000
 """Under one token, where its enrolment does not say."""
 SEEN_EVERY_MS = 60_000
+UNSEEN_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ def find_agent(enrolment_id: int, name: str) -> Agent | None:
 
 
 def ensure_agent(enrolment: Enrolment, announced: Announced, at: int, seal: Callable[[int], bytes]) -> Credential:
-    """The agent's credential, made where it says hello for the first time; what it announces is noted. `seal(id)` gives a sealed empty secret.
+    """The agent's credential, made where it says hello for the first time; what it announces is noted.
+
+    No snapshot needs to follow that. `seal(id)` gives a sealed empty secret.
 
     Raises BadRequest ("too_many_agents") for one too many, NotFound where the enrolment is gone.
     """
@@ -144,8 +147,6 @@ def ensure_agent(enrolment: Enrolment, announced: Announced, at: int, seal: Call
         return _made(enrolment, announced, at, seal)
     if known.announced != announced or at - known.seen_at >= SEEN_EVERY_MS:
         AgentRow.update(seen_at=at, **_columns(announced)).where(AgentRow.credential == known.credential).execute()
-    if (known.announced.models, known.announced.concurrency) != (announced.models, announced.concurrency):
-        raise_generation()
     return find_credential_by_id(known.credential)
 
 
@@ -166,13 +167,23 @@ def forget_agents(before: int, limit: int) -> int:
 
 def _made(enrolment: Enrolment, announced: Announced, at: int, seal: Callable[[int], bytes]) -> Credential:
     most = MOST_AGENTS if enrolment.max_agents is None else enrolment.max_agents
-    if AgentRow.select().where(AgentRow.enrolment == enrolment.id).count() >= most:
+    if AgentRow.select().where(AgentRow.enrolment == enrolment.id).count() >= most and not _made_room(enrolment.id, at):
         raise BadRequest(f"the token {enrolment.name} lets in {most} agents, and has as many", code="too_many_agents")
     fields: CredentialFields = {}
     new = NewCredential(_free_label(enrolment.name, announced.name), enrolment.pool_name, "", fields, lambda number: (seal(number), {}))
     (made,) = create_credentials([new], at)
     AgentRow.create(credential=made.id, enrolment=enrolment.id, seen_at=at, **_columns(announced))
     return made
+
+
+def _made_room(enrolment_id: int, at: int) -> bool:
+    """Whether one was forgotten that was not there for an hour: names that nobody comes back under must not keep others out."""
+    old = AgentRow.select(AgentRow.credential).where((AgentRow.enrolment == enrolment_id) & (AgentRow.seen_at < at - UNSEEN_MS))
+    gone = [row.credential for row in old.order_by(AgentRow.seen_at).limit(1)]
+    used = DeploymentRow.select().where(DeploymentRow.credential.in_(gone)).exists() if gone else True
+    if not used:
+        delete_credentials(gone)
+    return not used
 
 
 def _free_label(enrolment: str, name: str) -> str:

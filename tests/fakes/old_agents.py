@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.fakes.connecting import Connecting
@@ -66,7 +66,9 @@ class OldAgent(Connecting):
         prefix: str = "",
         origin: str | None = "https://chat.openai.com",
         pongs: bool = True,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """`headers`: what a proxy on its way adds."""
         super().__init__(port)
         self.kept_id, self.pongs, self.offered_id = kept_id, pongs, ""
         self.on_ping: Callable[[], None] | None = None
@@ -75,6 +77,7 @@ class OldAgent(Connecting):
         self.ids: list[str] = []
         """Of the requests' frames."""
         self._script, self._always, self._prefix, self._origin = list(script), always or answers("hello"), prefix, origin
+        self._headers = headers
 
     def __enter__(self) -> OldAgent:
         self.connect()
@@ -88,7 +91,7 @@ class OldAgent(Connecting):
         """Also again, as a tab that is loaded again: the cookie is still there."""
         self.wait(lambda: not self.is_connected)
         self.offered_id = ""
-        self.socket = WebSocketClient(self.port, f"{self._prefix}/client/register", origin=self._origin)
+        self.socket = WebSocketClient(self.port, f"{self._prefix}/client/register", origin=self._origin, headers=self._headers)
         self._begin("old-agent")
         self.wait(lambda: self.offered_id or not self.is_connected)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -85,8 +86,14 @@ def test_a_request_goes_out_whole_under_the_upstreams_name_with_credit_and_a_dea
     first = hosting.talks[0].first
     assert (first["type"], first["model"], first["stream"], first["credit"]) == ("request", "own-name", True, CREDIT)
     assert first["body"] == {"model": "own-name", "stream": True, "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5}
-    assert first["conversation"] == {"id": "c", "parent_id": "p"}
+    assert "conversation" not in first, "whose it is, the gateway knows of the dialects' own conversations only"
     assert 0 < first["deadline_s"] <= 30
+
+
+def test_the_conversation_that_a_dialect_goes_on_with_is_told(hosting: Hosting) -> None:
+    hosting.connect("a", answers("hello"))
+    Asked(hosting).all(dataclasses.replace(request(), conversation={"id": "c", "parent_id": "p"}))
+    assert hosting.talks[0].first["conversation"] == {"id": "c", "parent_id": "p"}
 
 
 def test_a_call_without_a_deadline_of_its_own_has_the_targets(hosting: Hosting) -> None:
@@ -231,6 +238,7 @@ def test_an_answer_that_leaves_at_its_end_is_bounded(hosting: Hosting) -> None:
     def script(talk: Talk) -> None:
         for number in range(1, 2 + MOST_WHOLE_BYTES // 2_000_000):
             talk.say("delta", number, text="x" * 2_000_000)
+            time.sleep(0.02)  # the channel itself is bounded as well
         talk.listen()
 
     hosting.connect("a", script)
@@ -398,7 +406,7 @@ def test_a_connection_that_cannot_be_opened_is_tried_again_and_leaves_nothing_op
         ("timeout", UpstreamTimeout, Blame.DEPLOYMENT),
         ("busy", AgentFailed, Blame.NOBODY),
         ("internal", AgentFailed, Blame.DEPLOYMENT),
-        ("unknown_request", AgentFailed, Blame.NOBODY),
+        ("unknown_request", AgentLost, Blame.NOBODY),
         ("never heard of", AgentFailed, Blame.DEPLOYMENT),
         (7, AgentFailed, Blame.DEPLOYMENT),
         (None, AgentFailed, Blame.DEPLOYMENT),

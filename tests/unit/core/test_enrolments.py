@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.agent_session import FORBIDDEN, TOO_MUCH, UNKNOWN, Hello, Refused
+from gateway.core.agent_frames import Hello, Refused, Update
+from gateway.core.agent_session import FORBIDDEN, TOO_MUCH, UNKNOWN
 from gateway.core.enrolments import Admitted, Enrolments, covered
 from gateway.core.globs import is_glob, is_model, matches_any
 from gateway.errors import StoreUnavailable
@@ -33,8 +34,9 @@ class Stage:
         self.enrolments = Enrolments(database, self.secrets, self._deploy, self._open_door)
         self.pool = database.write(lambda: pools.create_pool("agents"))
 
-    def _deploy(self, enrolment: Enrolment, models: Sequence[str]) -> None:
+    def _deploy(self, enrolment: Enrolment, models: Sequence[str]) -> Sequence[str]:
         self.deployed.append((enrolment.name, list(models)))
+        return models
 
     def _open_door(self) -> Enrolment:
         assert self.door is not None
@@ -135,9 +137,17 @@ def test_without_a_token_the_open_door_is_gone_through_as_long_as_it_is_open(sta
 def test_an_agent_that_announces_anew_serves_that_under_the_same_credential(stage: Stage) -> None:
     token, _ = stage.enrol()
     before = stage.admit(token, "a")
-    after = stage.enrolments.announced(before, Hello(models=("llama4", "gpt-4o"), concurrency=3))
+    after = stage.enrolments.announced(before, Update(models=("llama4", "gpt-4o"), concurrency=3))
     assert (after.agent, after.models, after.hello.name, after.hello.concurrency) == (before.agent, ("llama4",), "a", 3)
     assert stage.deployed[-1] == ("laptop", ["llama4"])
+
+
+def test_what_an_update_does_not_name_stays_and_no_models_are_none(stage: Stage) -> None:
+    token, _ = stage.enrol()
+    before = stage.admit(token, "a")
+    assert stage.enrolments.announced(before, Update(concurrency=3)).models == before.models
+    assert stage.enrolments.announced(before, Update(models=())).models == ()
+    assert stage.enrolments.announced(before, Update(models=("gpt-4o",))).models == ()
 
 
 @pytest.mark.parametrize("end", ["revoked", "deleted"])
@@ -146,7 +156,7 @@ def test_an_agent_that_announces_anew_under_a_token_that_ended_is_refused(stage:
     before = stage.admit(token)
     stage.database.write(lambda: agents.revoke_enrolment(made.id, 1) if end == "revoked" else agents.delete_enrolment(made.id))
     with pytest.raises(Refused) as caught:
-        stage.enrolments.announced(before, Hello(models=("llama4",)))
+        stage.enrolments.announced(before, Update(models=("llama4",)))
     assert caught.value.code == UNKNOWN
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.policies import Cheapest, Fastest, FillFirst, LeastBusy, Policies, SelectionPolicy, Weighted
+from gateway.core.policies import Cheapest, Fastest, FillFirst, LeastBusy, LongestUnused, Policies, SelectionPolicy, Weighted
 from gateway.core.routing import Candidate
 from gateway.core.standing import Standings
 from gateway.store.pools import Pool
@@ -74,6 +74,23 @@ def test_some_candidate_is_always_chosen_and_none_of_weight_zero_beside_others(w
 
 def test_where_every_weight_is_zero_each_has_the_same_turns() -> None:
     assert Counter(names(Weighted(), weighted(0, 0, 0, 0), 400)) == {"0": 100, "1": 100, "2": 100, "3": 100}
+
+
+def test_who_was_unused_for_the_longest_time_is_chosen_and_a_new_one_first() -> None:
+    clock, policy, three = Clock(), LongestUnused(), weighted(1, 5, 0)
+    seen = Standings(clock)
+    for number in (1, 0, 2):
+        seen.began(three[number])
+        seen.ended(three[number])
+        clock.now += 1
+    assert policy.choose(three, seen) is three[1]
+    new = candidate("new")
+    assert policy.choose([*three, new], seen) is new
+    seen.began(three[1])
+    assert policy.choose(three, seen) is three[0]
+    clock.now += 1
+    seen.began(three[0])
+    assert policy.choose(three[:2], seen) is three[1]
 
 
 def test_the_least_busy_for_its_weight_is_chosen() -> None:

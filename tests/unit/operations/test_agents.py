@@ -196,7 +196,7 @@ def test_agents_without_a_token_have_an_enrolment_of_their_own(database: Databas
     made = agents.ensure_open_enrolment(database, AT)
     assert agents.ensure_open_enrolment(database, AT + 1) == made
     assert deployments(database) == {OPEN: (OPEN, "agent", OPEN)}
-    assert (pools.find_pool(database, OPEN).pool.policy, made.models, made.state(AT)) == ("least_busy", (OPEN,), "active")
+    assert (pools.find_pool(database, OPEN).pool.policy, made.models, made.state(AT)) == ("longest_unused", (OPEN,), "active")
     with pytest.raises(BadRequest, match="have no token"):
         agents.rotate(database, secrets.hasher, OPEN, AT)
 
