@@ -27,6 +27,8 @@ from tests.fakes.gateway import RawClient
 from tests.fakes.processes import accepted_by
 
 FIRST, FULL = "stream-1-0", "stream-20000-0"
+FOLLOWS_S = 5.0
+"""How long workers may take to follow the catalog."""
 STREAMS = 4
 """At full speed, at once."""
 GOALS = {"first": 1.0, "chunks": 10_000.0}
@@ -150,9 +152,23 @@ def measure(target: WithAgents, rounds: int, times: int, cores: Cores) -> Rounds
     return found
 
 
+def _serves(asking: RawClient, model: str) -> bool:
+    asking.ask("/v1/models", method="GET")
+    asking.head()
+    listed = b""
+    while block := asking.block():
+        listed += block
+    return f'"{model}"'.encode() in listed
+
+
 class _Clients:
     def __init__(self, target: WithAgents, worker: int) -> None:
+        deadline = time.monotonic() + FOLLOWS_S
         self.all = [client(target, worker) for _ in range(STREAMS)]
+        while not all(_serves(each, PREFIX + FULL) for each in self.all):
+            if time.monotonic() > deadline:
+                raise Unavailable("the agent's models are not served")
+            time.sleep(0.1)
 
     def warm(self) -> None:
         for prefix in ("", PREFIX):
