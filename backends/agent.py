@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +32,7 @@ CREDIT = 64
 GRACE_S = 5.0
 """How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
+TOGETHER_BYTES = 16_384
 MOST_WHOLE_BYTES = 32_000_000
 """Of an answer that leaves at its end: until then it is in memory."""
 WORD = 200
@@ -62,11 +64,15 @@ class Agent(ChatBackend):
 
     def answer(self, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation) -> Iterator[ChatEvent]:
         """The events of `chat`, given up at `deadline` (monotonic) or when `cancel` fires, also while the agent is silent."""
+        return _events(self.asked(request, target, deadline, cancel))
+
+    def asked(self, request: ChatRequest, target: Target, deadline: float, cancel: Cancellation) -> Callable[[], _Request]:
+        """What asks the agent when the first event is wanted."""
         if self._frames is None:
             raise AgentLost("This process hosts no agents.")
         if request.document.get("n") not in (None, 1):
             raise BadRequest("This model gives one choice: 'n' must be 1.", param="n")
-        return _events(partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock))
+        return partial(_Request, self._frames, request, target, deadline, cancel, self.services.clock)
 
 
 class _Chat(ChatBackend):
@@ -75,9 +81,33 @@ class _Chat(ChatBackend):
     def __init__(self, backend: Agent, call: Call) -> None:
         super().__init__(backend.options, backend.services)
         self._backend, self._call = backend, call
+        self._request: _Request | None = None
+
+    def send(self, call: Call, target: Target) -> Reply:
+        reply = super().send(call, target)
+        return replace(reply, chunks=self._together(reply.chunks)) if call.stream else reply
 
     def chat(self, request: ChatRequest, target: Target) -> Iterator[ChatEvent]:
-        return self._backend.answer(request, target, self._call.deadline, self._call.cancel)
+        ask = self._backend.asked(request, target, self._call.deadline, self._call.cancel)
+
+        def begun() -> _Request:
+            self._request = ask()
+            return self._request
+
+        return _events(begun)
+
+    def _together(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """What is here already leaves together: a send costs more than all else of a small piece."""
+        failure: UpstreamError | Cancelled | None = None
+        while failure is None and (block := next(chunks, None)) is not None:
+            try:
+                while len(block) < TOGETHER_BYTES and self._request is not None and self._request.is_ready():
+                    block += next(chunks, b"")
+            except (UpstreamError, Cancelled) as error:  # after what came before it
+                failure = error
+            yield block
+        if failure is not None:
+            raise failure
 
 
 def _events(ask: Callable[[], _Request]) -> Iterator[ChatEvent]:
@@ -120,6 +150,7 @@ class _Request:
         self._frames, self._target, self._deadline, self._cancel, self._clock = frames, target, deadline, cancel, clock
         self.id, self.streams = uuid4().hex, request.stream
         self._received = self._unacknowledged = self._bytes = 0
+        self._ahead: bytes | None = None
         connection = frames.connected(target.credential)
         if connection is None:
             raise AgentLost("The agent is not connected.")
@@ -140,6 +171,16 @@ class _Request:
                 self._acknowledge()
                 return frame
 
+    def is_ready(self) -> bool:
+        """Whether `next` need not wait."""
+        if self._ahead is None:
+            try:
+                self._ahead = self._channel.receive(0.0)
+            except ChannelLost:
+                return False
+        frame = None if self._ahead is None else decoded(self._ahead)
+        return frame is not None and frame.get("seq") == self._received + 1
+
     def over(self) -> None:
         """The last frame is here; the agent need not keep it."""
         self._tell(type="credit", n=0, received=self._received)
@@ -156,7 +197,7 @@ class _Request:
             if wait_s <= 0:
                 raise UpstreamTimeout("The agent did not answer in time.", phase=phase)
             try:
-                raw = self._channel.receive(wait_s)
+                raw, self._ahead = self._ahead or self._channel.receive(wait_s), None
                 frame = None if raw is None else self._read(raw)
                 if frame is not None and frame.get("type") == "lost":
                     raise ChannelLost(HUNG_UP if frame.get("cause") == "gone" else "gone")
@@ -214,7 +255,7 @@ class _Request:
             channel.close()
             return False
         self._channel.close()
-        self._channel, self._connection, self._unacknowledged = channel, connection, 0
+        self._channel, self._connection, self._unacknowledged, self._ahead = channel, connection, 0, None
         return True
 
     def _opened(self, connection: Connected) -> Channel:

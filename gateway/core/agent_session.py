@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.concurrency import spawn
 from gateway.core.agent_frames import PROTOCOL_ERROR, Head, Hello, Refused, Update, head_of, object_of, opening_of, read_hello, read_update
 from gateway.dialects.openai_chat import dumps
 from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
@@ -277,7 +278,13 @@ class SessionV2:
             raise Refused(TIMED_OUT, "two pings without a pong")
         self._pinged_at = self._clock()
         self._unanswered += 1
-        self._tell(type="ping", at=round(self._pinged_at * 1000))
+        spawn(self._tell_ping, "agent-ping")  # where the agent takes nothing it waits, and who counts its silence must not
+
+    def _tell_ping(self) -> None:
+        try:
+            self._tell(type="ping", at=round(self._pinged_at * 1000))
+        except SocketClosed:  # `run` hears of it as well
+            return
 
     def _ponged(self) -> None:
         if self._unanswered:

@@ -98,12 +98,14 @@ class ChatEncoder:
     def __init__(self, model: str, created: int, include_usage: bool) -> None:
         self._head = {"id": "chatcmpl-" + secrets.token_hex(12), "created": created, "model": model}
         self._include_usage = include_usage
+        self._before, _, self._behind = self._chunk({"content": ""}, None).rpartition(b'""')
+        """What stands around a piece of text: of most events nothing else changes."""
 
     def stream(self, events: Iterator[ChatEvent]) -> Generator[bytes, None, None]:
         yield self._chunk({"role": "assistant", "content": ""}, None)
         for event in events:
             if isinstance(event, TextDelta):
-                yield self._chunk({"content": event.text}, None)
+                yield self._before + dumps(event.text) + self._behind
             elif isinstance(event, ToolCallDelta):
                 yield self._chunk({"tool_calls": [_tool_call_delta(event)]}, None)
             else:

@@ -254,7 +254,7 @@ class Agent(Connecting):
         self.requests: list[Serving] = []
         self.pongs: list[Any] = []
         self.connections = 0
-        self._answers, self._always = list(answers), always or says("hello")
+        self._answers, self.always = list(answers), always or says("hello")
         self._token_in, self.stays, self._again_s, self._origin, self._hello = token_in, stays, again_s, origin, hello or {}
 
     def __enter__(self) -> Agent:
@@ -319,7 +319,7 @@ class Agent(Connecting):
             is_busy = len(self.under_way) >= self.concurrency
             serving = Serving(self, frame)
             self.requests.append(serving)
-            answer = self._answers.pop(0) if self._answers else self._always
+            answer = self._answers.pop(0) if self._answers else self.always
             self.changed.notify_all()
         if frame["model"] not in self.models:
             answer = fails("model_not_served")

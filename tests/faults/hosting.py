@@ -10,13 +10,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from gateway.operations.agents import enrol
 from tests.fakes.agents import Agent
 from tests.fakes.gateway import Answer, Broken, RawClient, RunningGateway, now
-from tests.fakes.processes import children
+from tests.fakes.processes import accepted_by, children
 
 CHAT = "/v1/chat/completions"
 PATIENCE_S = 10.0
@@ -40,30 +39,7 @@ def worker_of(gateway: RunningGateway, sock: socket.socket) -> int | None:
 
 def workers_of(gateway: RunningGateway, socks: Sequence[socket.socket]) -> list[int | None]:
     """The same of many."""
-    own = _sockets(workers(gateway))
-    links: dict[int, str] = {}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, *rest = line.split()
-        if int(local.rpartition(":")[2], 16) == gateway.port:
-            links[int(remote.rpartition(":")[2], 16)] = f"socket:[{rest[6]}]"
-    return [own.get(links.get(_port(sock), "")) for sock in socks]
-
-
-def _port(sock: socket.socket) -> int:
-    try:
-        return int(sock.getsockname()[1])
-    except OSError:  # it is closed
-        return 0
-
-
-def _sockets(pids: Sequence[int]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it ended, or closed one meanwhile
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    found[os.readlink(f"/proc/{pid}/fd/{name}")] = pid
-    return found
+    return accepted_by(gateway.port, workers(gateway), socks)
 
 
 def client_where(gateway: RunningGateway, fits: Callable[[int], bool]) -> RawClient:
