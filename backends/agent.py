@@ -150,7 +150,7 @@ class _Request:
             try:
                 raw = self._channel.receive(wait_s)
                 frame = None if raw is None else self._read(raw)
-                if frame is not None and frame.get("type") == "lost":
+                if frame is not None and (frame.get("type") == "lost" or not self._is_current()):
                     raise ChannelLost("gone")
             except ChannelLost:
                 self._check_cancelled()
@@ -158,7 +158,7 @@ class _Request:
                 self._check_cancelled()  # it may have closed the channel before
                 continue
             self._check_cancelled()
-            if frame is not None and self._is_current():
+            if frame is not None:
                 return frame
 
     def _read(self, raw: bytes) -> Mapping[str, Any]:
@@ -171,7 +171,7 @@ class _Request:
         return frame
 
     def _is_current(self) -> bool:
-        """What a connection still says after another took its place does not count; its channel is about to end."""
+        """What a connection still says after another took its place does not count: that one says it again, from what was received on."""
         found = self._frames.connected(self._target.credential)
         return found is None or found.epoch == self._connection.epoch
 

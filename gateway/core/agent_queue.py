@@ -32,10 +32,11 @@ class AgentQueue:
         seconds = WAIT_S if model is None or model.queue_s is None else model.queue_s
 
         def attempt() -> Outcome:
-            candidate = lease()
-            if candidate is None:
-                return Full(queue if _may_wait(exchange, untried) else "", QUEUE, size, 1.0)
-            got.append(candidate)
+            if not got:  # else the state broke after it was leased
+                candidate = lease()
+                if candidate is None:
+                    return Full(queue if _may_wait(exchange, untried) else "", QUEUE, size, 1.0)
+                got.append(candidate)
             self._state.leave(queue, call)
             return ()
 

@@ -106,7 +106,7 @@ class SqliteAgents:
 
     def _opened(self) -> None:
         self._counter.close()
-        self._seen = -1
+        self._seen, self._look_at = -1, 0.0
 
     def _disown(self, agent: str, epoch: int) -> None:
         if agent in self._own and self._own[agent].epoch == epoch:
