@@ -15,17 +15,9 @@ from gateway.core.rests import NOT_CONNECTED, NOT_SERVED, RECONNECTING
 from gateway.core.routing import Candidate
 from gateway.core.waiting import WaitingRoom
 from gateway.errors import Cancelled
-from gateway.frames import Frames
 from gateway.state.base import CONCURRENCY, QUEUE, StateUnavailable
 from gateway.state.sqlite import SqliteLimits
-from tests.factories import Scripted, candidate, exchange
-
-
-class Hosting(Scripted):
-    """A backend whose upstreams are agents."""
-
-    def attach(self, frames: Frames) -> None:
-        return
+from tests.factories import Hosting, Scripted, candidate, exchange
 
 
 class Breaking(SqliteLimits):
