@@ -274,17 +274,17 @@ class Agents:
 
     def _check_tokens(self) -> None:
         """Cut off whose token was revoked, or whose credential was deleted, since."""
-        generation = self._generation()
-        if self._connections:
+        generation, looked_at = self._generation(), list(self._connections.values())  # who comes meanwhile is not among the valid
+        if looked_at:
             try:
-                admitted = [each.admitted for each in self._connections.values()]
+                admitted = [each.admitted for each in looked_at]
                 valid = self._enrolments.valid(admitted)
                 if self._ticks % LOOK_EVERY == 0:
                     self._enrolments.seen(admitted)
             except GatewayError as error:
                 log.debug("tokens are not looked at: %s", error)
                 return
-            for connection in [each for each in list(self._connections.values()) if each.admitted.agent not in valid]:
+            for connection in [each for each in looked_at if each.admitted.agent not in valid]:
                 _end(connection, UNKNOWN, "the token is revoked")
         self._looked_at = generation
 

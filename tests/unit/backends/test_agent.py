@@ -231,6 +231,7 @@ def test_an_answer_that_leaves_at_its_end_is_bounded(hosting: Hosting) -> None:
     def script(talk: Talk) -> None:
         for number in range(1, 2 + MOST_WHOLE_BYTES // 2_000_000):
             talk.say("delta", number, text="x" * 2_000_000)
+            time.sleep(0.001)  # it is read meanwhile
         talk.listen()
 
     hosting.connect("a", script)

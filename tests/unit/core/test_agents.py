@@ -390,6 +390,30 @@ def test_while_the_database_is_away_nobody_is_cut_off(stage: Stage) -> None:
     assert agent.closed() == UNKNOWN
 
 
+def test_who_comes_while_tokens_are_looked_at_is_not_cut_off(stage: Stage) -> None:
+    class Slow:
+        def read(self, work: Callable[[], Any]) -> Any:
+            found = stage.database.read(work)
+            if isinstance(found, frozenset):
+                looked.set()
+                go_on.wait(5)
+            return found
+
+        def write(self, work: Callable[[], Any]) -> Any:
+            return stage.database.write(work)
+
+    looked, go_on = threading.Event(), threading.Event()
+    token = stage.enrol()
+    stage.agent(token).welcomed()
+    stage.store = Slow()
+    stage.generation += 1
+    assert looked.wait(5)
+    comes = stage.agent(token, agent="b").welcomed()
+    go_on.set()
+    wait(lambda: stage.one.agents._looked_at == stage.generation)
+    assert comes.line.is_silent()
+
+
 # the shared state is lost
 
 
