@@ -222,7 +222,7 @@ class _Request:
         return frame
 
     def _is_current(self) -> bool:
-        """What a connection still says after another took its place does not count."""
+        """What a connection still says after another took its place does not count: that one says it again, from what was received on."""
         found = self._frames.connected(self._target.credential)
         return found is None or found.epoch == self._connection.epoch
 

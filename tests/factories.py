@@ -27,17 +27,19 @@ from gateway.core.identity import Principal
 from gateway.core.ledger import Ledger
 from gateway.core.limits import CallLimits, Taken
 from gateway.core.pool import Pool
-from gateway.core.rests import Rest
+from gateway.core.rests import Hosts, Rest
 from gateway.core.routing import Candidate
 from gateway.core.waiting import WaitingRoom
 from gateway.dialects import document
 from gateway.dialects.events import BUCKETS
+from gateway.frames import Frames
 from gateway.metrics import Metrics
 from gateway.operations.agents import ensure_open_enrolment
 from gateway.presence import Presence
 from gateway.secrets import KeyHasher, Secrets, Vault
 from gateway.settings import Settings
 from gateway.state.agents_sqlite import SqliteAgents
+from gateway.state.base import Limit
 from gateway.state.conditions import COOLING, Condition, Conditions
 from gateway.state.sqlite import SqliteLimits
 from gateway.store import ledger
@@ -209,6 +211,30 @@ class Scripted(Backend):
         self.closed += 1
 
 
+class Hosting(Scripted):
+    """The same, where the upstreams are agents. `attached`: the way to them."""
+
+    needs_secret = True
+    attached: Frames | None = None
+
+    def attach(self, frames: Frames) -> None:
+        self.attached = frames
+
+
+class Hosted:
+    """What is known of agents: by their deployment's name why one rests, and what it takes at once."""
+
+    def __init__(self) -> None:
+        self.rests: dict[str, Rest] = {}
+        self.limits: dict[str, Limit] = {}
+
+    def rest(self, candidate: Candidate) -> Rest | None:
+        return self.rests.get(candidate.deployment.name)
+
+    def limit(self, place: str, own: Limit | None) -> Limit | None:
+        return self.limits.get(place, own)
+
+
 def price(model: str = "m", rate: int = 1000, *, per_call_nano: int = 0, valid_from: int = 0, id: int = 1, **rates: int) -> Price:
     """Every bucket at `rate` pico-USD a token but for those that are named."""
     return Price(id, model, valid_from, dict.fromkeys(BUCKETS, rate) | rates, per_call_nano, "test", 0)
@@ -254,10 +280,12 @@ def conditions() -> Conditions:
 class Pooled:
     """A pool of one worker on a clock; `told`: its transitions."""
 
-    def __init__(self, clock: Clock | None = None, chance: float = 1.0, shared: Conditions | None = None, owner: str = "owner") -> None:
+    def __init__(
+        self, clock: Clock | None = None, chance: float = 1.0, shared: Conditions | None = None, owner: str = "owner", hosts: Hosts | None = None
+    ) -> None:
         self.clock, self.conditions, self.told = clock or Clock(), shared or conditions(), list[Transition]()
         self.wall_ms = 1_000_000_000
-        self.pool = Pool(self.conditions, self.told.append, self.take, owner, lambda owner: True, self.clock, lambda: chance, self._wall)
+        self.pool = Pool(self.conditions, self.told.append, self.take, owner, lambda owner: True, self.clock, lambda: chance, self._wall, hosts)
 
     def _wall(self) -> int:
         return self.wall_ms + round(self.clock.now * 1000)

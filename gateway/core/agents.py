@@ -256,9 +256,10 @@ class Agents:
             if self._ticks % TIDY_EVERY == 0:
                 self._directory.tidy(self._wall())
             self._follow()
-            if self._ticks % NOTE_EVERY == 0:
-                for connection in list(self._connections.values()):
+            for connection in list(self._connections.values()):
+                if self._ticks % NOTE_EVERY == 0 or (connection.session.leaving and not connection.holder.leaving):
                     self._note(connection)
+            if self._ticks % NOTE_EVERY == 0:
                 self._lay_ghosts()
                 self._unreachable = {owner: until for owner, until in self._unreachable.items() if until > self._clock()}
             if self._generation() != self._looked_at or self._ticks % LOOK_EVERY == 0:
@@ -271,6 +272,9 @@ class Agents:
     def _follow(self) -> None:
         """An agent that connected elsewhere is there now. One that nobody knows of any more is told of again: the shared state was lost."""
         current = self._directory.current()
+        if any(each.holder.agent not in current for each in list(self._connections.values())):
+            self._directory.tidy(self._wall())  # it may tell of them as they were: who asks them now need not open a channel anew
+            current = self._directory.current()
         for connection in list(self._connections.values()):
             known = current.get(connection.holder.agent)
             if connection.ending:

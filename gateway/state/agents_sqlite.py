@@ -113,7 +113,7 @@ class SqliteAgents:
 
     def _opened(self) -> None:
         self._counter.close()
-        self._seen = -1
+        self._seen, self._look_at = -1, 0.0
 
     def _is_own(self, holder: Holder) -> bool:
         return holder.agent in self._own and self._own[holder.agent].epoch == holder.epoch

@@ -141,17 +141,19 @@ class ChangeCounter:
     @property
     def value(self) -> int:
         """Raises StateUnavailable."""
-        return int(_COUNT.unpack_from(self._memory if self._memory is not None else self._open())[0])
+        return int(_COUNT.unpack_from(self._mapped())[0])
 
     def up(self) -> None:
         """To be called where nobody else can at the same time: within a transaction of the file. Raises StateUnavailable."""
-        _COUNT.pack_into(self._memory if self._memory is not None else self._open(), 0, self.value + 1)
+        _COUNT.pack_into(self._mapped(), 0, self.value + 1)
 
     def close(self) -> None:
-        """Idempotent."""
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        """Idempotent. The mapping goes with its last reader: another thread may be reading it now."""
+        self._memory = None
+
+    def _mapped(self) -> mmap.mmap:
+        memory = self._memory
+        return self._open() if memory is None else memory
 
     def _open(self) -> mmap.mmap:
         try:
@@ -160,12 +162,12 @@ class ChangeCounter:
             try:
                 if os.fstat(file).st_size < _COUNT.size:
                     os.ftruncate(file, _COUNT.size)
-                self._memory = mmap.mmap(file, _COUNT.size)
+                self._memory = memory = mmap.mmap(file, _COUNT.size)
             finally:
                 os.close(file)
         except OSError as error:
             raise StateUnavailable(f"the state that workers share, {self._path.name}, cannot be used: {error.strerror}") from error
-        return self._memory
+        return memory
 
 
 def _sound(path: Path) -> bool:

@@ -16,7 +16,8 @@ import time
 import pytest
 
 from gateway.api.websocket import WebSocket
-from gateway.core.agent_session import TIMED_OUT, Refused, SessionV2, SocketClosed, Welcome
+from gateway.core.agent_frames import Refused
+from gateway.core.agent_session import TIMED_OUT, SessionV2, SocketClosed, Welcome
 from tests.fakes.agents import SUBPROTOCOL
 from tests.fakes.gateway import ROOT
 from tests.fakes.socket_server import SocketServer

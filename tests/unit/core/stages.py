@@ -11,6 +11,7 @@ import pytest
 
 from gateway.backend import Call, Headers
 from gateway.core.affinity import Affinity
+from gateway.core.agent_queue import AgentQueue
 from gateway.core.dispatch import Dispatcher
 from gateway.core.drains import Drains
 from gateway.core.exchange import Attempt, Ending, Exchange, Reservation
@@ -19,6 +20,7 @@ from gateway.core.ledger import Ledger
 from gateway.core.metering import Metered, Source
 from gateway.core.policies import Policies, Weighted
 from gateway.core.relay import Relay
+from gateway.core.rests import Hosts
 from gateway.core.routing import Candidate
 from gateway.dialects.events import Usage
 from gateway.errors import SettleFailed, UpstreamRefused
@@ -48,9 +50,10 @@ class NoBindings:
 class Attempts(Pooled):
     """A dispatcher on a clock, and what it needs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dispatcher = Dispatcher(self.pool, Policies(Weighted(), lambda name: Weighted()), Affinity(NoBindings()), Metrics(), self.clock)  # type: ignore[arg-type]
+    def __init__(self, hosts: Hosts | None = None, queue: AgentQueue | None = None) -> None:
+        super().__init__(hosts=hosts)
+        affinity = Affinity(NoBindings())  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(self.pool, Policies(Weighted(), lambda name: Weighted()), affinity, Metrics(), self.clock, queue)
 
     def send(self, *candidates: Candidate, made: Call | None = None, user: int = 1) -> tuple[Answer, Exchange]:
         ex = self.exchange(made, user)

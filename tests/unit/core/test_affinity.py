@@ -141,3 +141,25 @@ def test_without_affinity_nothing_is_asked_and_nothing_named(database: Database)
     assert Affinity(database).kept(ex, everyone) == everyone
     assert ex.conversation is None
     assert "affinity" not in ex.receipt()
+
+
+def test_a_conversation_that_is_told_by_its_name_is_bound_and_found_in_every_worker(database: Database) -> None:
+    database.write(lambda: [pools.create_credential(f"c{number}", "", 0, lambda id: b"sealed", "p") for number in (1, 2)])
+    affinity, other = Affinity(database), Affinity(database)
+    assert affinity.binding(asked(turn(1)), 1, "conversation_id:x") is None
+    affinity.bind(asked(turn(1)), 1, 2, "conversation_id:x")
+    ex = asked(turn(9))
+    assert [each.binding(ex, 1, "conversation_id:x") for each in (affinity, other)] == [2, 2]
+    everyone = [each for each in members(HARD, 3) if each.deployment.credential != "c0"]
+    assert other.kept(ex, everyone) == [everyone[1]]
+    assert other.is_bound(ex, everyone[1])
+    assert other.binding(asked(turn(9), key_id=2), 1, "conversation_id:x") is None  # another key's is another
+    assert other.binding(asked(turn(9)), 2, "conversation_id:x") is None
+
+
+def test_a_name_is_bound_to_whom_it_was_first(database: Database) -> None:
+    database.write(lambda: [pools.create_credential(f"c{number}", "", 0, lambda id: b"sealed", "p") for number in (1, 2)])
+    affinity = Affinity(database)
+    for credential in (1, 2):
+        affinity.bind(asked(turn(1)), 1, credential, "x")
+    assert affinity.binding(asked(turn(1)), 1, "x") == 1

@@ -19,9 +19,9 @@ from gateway.store import catalog as rows
 from gateway.store import pools
 from gateway.store.database import Database
 from gateway.store.models import database as bound
-from tests.factories import Scripted, deployment, migrated, price
+from tests.factories import Hosting, Scripted, deployment, migrated, price
 
-SCRIPTED = "tests.factories:Scripted"
+SCRIPTED, HOSTING = "tests.factories:Scripted", "tests.factories:Hosting"
 DEFAULTS = Deadlines(1, 2, 3, 4)
 
 
@@ -427,6 +427,41 @@ def test_a_deployment_over_an_empty_pool_says_so(stage: Stage) -> None:
     stage.deploy("d", pool_id=pool.id)
     (made,) = stage.loaded().find("m")
     assert made.problem == "its pool empty has no credential that may be used"
+
+
+def test_a_pool_that_no_agent_came_to_says_so_and_lacks_no_credential(stage: Stage) -> None:
+    pool = stage.database.write(lambda: pools.create_pool("agents"))
+    stage.deploy("d", pool_id=pool.id, backend=HOSTING)
+    (made,) = stage.loaded().find("m")
+    assert (made.hosted, made.credential_place, made.problem) == (True, "", "no agent of its pool agents has come yet")
+
+
+def test_an_agent_is_named_to_its_backend_by_its_credential_s_place_whatever_its_secret_is(stage: Stage) -> None:
+    member = stage.database.write(lambda: pools.create_credential("a", "", 0, lambda id: stage.vault.seal("", pools.credential_place(id)), "agents"))
+    stage.deploy("d", pool_id=member.pool_id, backend=HOSTING)
+    stage.deploy("other", "n")
+    places = []
+    for secret in ("", "another"):
+        stage.database.write(lambda secret=secret: pools.replace_secret(member.id, "", lambda id: stage.vault.seal(secret, pools.credential_place(id))))
+        (made,) = stage.loaded().find("m")
+        assert (made.hosted, made.problem) == (True, "")
+        places.append(made.credential_place)
+        assert made.target("m").credential == made.credential_place
+    assert set(places) == {member.place}
+    (other,) = stage.loaded().find("n")
+    assert (other.hosted, other.credential_place, other.target("n").credential) == (False, "", "")
+
+
+def test_a_backend_that_hosts_agents_gets_the_way_to_them_once() -> None:
+    frames: Any = object()
+    backends = Backends(Services(), frames)
+    made = backends.get(HOSTING, {})
+    assert made is backends.get(HOSTING, {})
+    assert isinstance(made, Hosting)
+    assert made.attached is frames
+    plain = Backends(Services()).get(HOSTING, {})
+    assert isinstance(plain, Hosting)
+    assert plain.attached is None
 
 
 def test_a_credential_s_proxy_goes_before_the_deployment_s_and_its_extras_are_learned(stage: Stage) -> None:

@@ -8,13 +8,22 @@ from gateway.backend import Proxy
 from gateway.core.blame import LONG_S, SHORT_S
 from gateway.core.exchange import Attempt, Exchange
 from gateway.core.pool import WINDOW_S, Lease
-from gateway.core.rests import Rest
+from gateway.core.rests import NOT_CONNECTED, RECONNECTING, Rest
 from gateway.core.routing import Candidate
-from gateway.errors import UpstreamError, UpstreamInterrupted, UpstreamProtocolError, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import (
+    AgentFailed,
+    AgentLost,
+    UpstreamError,
+    UpstreamInterrupted,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from gateway.state.base import Limit
 from gateway.state.conditions import FOREVER
 from gateway.store.pools import Pool as PoolOf
-from tests.factories import Clock, Pooled, candidate, conditions, exchange, principal
+from tests.factories import Clock, Hosted, Hosting, Pooled, Scripted, candidate, conditions, exchange, principal
 
 FIRST_S, LONGEST_S = SHORT_S
 SPENT_S = LONG_S[0]
@@ -485,3 +494,49 @@ def test_many_names_that_clients_invent_do_not_pile_up() -> None:
     stage.clock.now += 2
     stage.pool.sweep([])
     assert len(stage.conditions.current()) < 100
+
+
+# agents
+
+
+def test_an_agent_rests_as_its_host_says_and_nobody_else_does() -> None:
+    hosts = Hosted()
+    stage = Stage(hosts=hosts)
+    agent, other = candidate("a", backend=Hosting()), candidate("b", backend=Scripted())
+    hosts.rests = {"a": Rest(RECONNECTING, stage.clock.now + 5), "b": Rest(RECONNECTING, FOREVER)}
+    assert (stage.rest(agent), stage.rest(other)) == ((RECONNECTING, 5), None)
+    hosts.rests.clear()
+    assert stage.rest(agent) is None
+    stage.fail(agent, refused(429, reset_s=31))
+    assert stage.rest(agent) == ("rate_limited", 31)
+
+
+def test_where_no_agent_can_come_every_agent_is_away() -> None:
+    assert Stage().rest(candidate("a", backend=Hosting())) == (NOT_CONNECTED, FOREVER)
+
+
+def test_an_agent_is_leased_within_what_its_host_says_that_it_takes() -> None:
+    hosts, taken = Hosted(), list[Limit | None]()
+    stage = Stage(hosts=hosts)
+    stage.pool._take = lambda exchange, deployment, attempt: taken.append(deployment.limit) or stage.take(exchange, deployment, attempt)  # type: ignore[func-returns-value]
+    own = Limit("credential:1-9", concurrency=9)
+    hosts.limits = {"credential:1-9": Limit("credential:1-9", concurrency=2)}
+    for backend in (Hosting(), Scripted()):
+        stage.call(candidate("a", backend=backend, credential_subject="credential:1-9.1", limit=own)).close()
+    stage.call(candidate("b", backend=Hosting(), credential_subject="credential:2-9.1")).close()
+    assert taken == [hosts.limits["credential:1-9"], own]
+
+
+@pytest.mark.parametrize("error", [AgentLost("gone"), AgentFailed("no", cause="busy"), AgentFailed("no", cause="unknown_request")])
+def test_an_agent_that_was_lost_or_busy_is_not_blamed(error: UpstreamError) -> None:
+    stage, one = Stage(hosts=Hosted()), candidate("a", backend=Hosting(), pool=SHARED)
+    stage.fail(one, error, times=20)
+    assert stage.rest(one) is None
+
+
+def test_an_agent_that_fails_rests_and_the_others_of_its_pool_do_not() -> None:
+    stage = Stage(hosts=Hosted())
+    one, other = (candidate("d", backend=Hosting(), pool=SHARED, credential=name, credential_subject=f"credential:{name}") for name in "ab")
+    stage.fail(one, AgentFailed("no", cause="internal"), times=3)
+    assert stage.rest(one) == ("failing", FIRST_S)
+    assert stage.rest(other) is None
