@@ -141,3 +141,20 @@ def test_without_affinity_nothing_is_asked_and_nothing_named(database: Database)
     assert Affinity(database).kept(ex, everyone) == everyone
     assert ex.conversation is None
     assert "affinity" not in ex.receipt()
+
+
+@pytest.mark.parametrize("pool", [SOFT, HARD, Pool(1, "p")])
+def test_a_conversation_that_its_client_names_goes_on_with_who_answered_it_last(database: Database, pool: Pool) -> None:
+    everyone = members(pool)
+    affinity, other = Affinity(database), Affinity(database)
+    for own in (3, 4):
+        affinity.bind(asked(turn(1)), pool.id, own, "named")
+        for worker in (affinity, other):
+            later = asked(turn(1))
+            found = worker.binding(later, pool.id, "named")
+            assert found == own
+            later.bound = frozenset([found])
+            assert worker.kept(later, everyone) == [everyone[own]]
+            assert later.excluded == {f"d/c{number}": "bound_elsewhere" for number in range(5) if number != own}
+            assert [worker.is_bound(later, each) for each in everyone] == [number == own for number in range(5)]
+    assert affinity.binding(asked(turn(1), key_id=2), pool.id, "named") is None
