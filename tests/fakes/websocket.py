@@ -100,7 +100,7 @@ class WebSocketClient:
         self.sock.settimeout(timeout_s)
         self.inbox, self._sending, self._said_close = bytearray(), threading.Lock(), False
         key = base64.b64encode(os.urandom(16)).decode()
-        fields = {"host": f"127.0.0.1:{port}", "origin": origin or "", "sec-websocket-protocol": ", ".join(subprotocols), **(headers or {})}
+        fields = {"origin": origin or "", "sec-websocket-protocol": ", ".join(subprotocols), **(headers or {})}
         try:
             self.sock.connect(("127.0.0.1", port))
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -143,23 +143,18 @@ def test_without_affinity_nothing_is_asked_and_nothing_named(database: Database)
     assert "affinity" not in ex.receipt()
 
 
-def test_a_conversation_that_is_told_by_its_name_is_bound_and_found_in_every_worker(database: Database) -> None:
-    database.write(lambda: [pools.create_credential(f"c{number}", "", 0, lambda id: b"sealed", "p") for number in (1, 2)])
+@pytest.mark.parametrize("pool", [SOFT, HARD, Pool(1, "p")])
+def test_a_conversation_that_its_client_names_goes_on_with_who_answered_it_last(database: Database, pool: Pool) -> None:
+    everyone = members(pool)
     affinity, other = Affinity(database), Affinity(database)
-    assert affinity.binding(asked(turn(1)), 1, "conversation_id:x") is None
-    affinity.bind(asked(turn(1)), 1, 2, "conversation_id:x")
-    ex = asked(turn(9))
-    assert [each.binding(ex, 1, "conversation_id:x") for each in (affinity, other)] == [2, 2]
-    everyone = [each for each in members(HARD, 3) if each.deployment.credential != "c0"]
-    assert other.kept(ex, everyone) == [everyone[1]]
-    assert other.is_bound(ex, everyone[1])
-    assert other.binding(asked(turn(9), key_id=2), 1, "conversation_id:x") is None  # another key's is another
-    assert other.binding(asked(turn(9)), 2, "conversation_id:x") is None
-
-
-def test_a_name_is_bound_to_whom_it_was_first(database: Database) -> None:
-    database.write(lambda: [pools.create_credential(f"c{number}", "", 0, lambda id: b"sealed", "p") for number in (1, 2)])
-    affinity = Affinity(database)
-    for credential in (1, 2):
-        affinity.bind(asked(turn(1)), 1, credential, "x")
-    assert affinity.binding(asked(turn(1)), 1, "x") == 1
+    for own in (3, 4):
+        affinity.bind(asked(turn(1)), pool.id, own, "named")
+        for worker in (affinity, other):
+            later = asked(turn(1))
+            found = worker.binding(later, pool.id, "named")
+            assert found == own
+            later.bound = frozenset([found])
+            assert worker.kept(later, everyone) == [everyone[own]]
+            assert later.excluded == {f"d/c{number}": "bound_elsewhere" for number in range(5) if number != own}
+            assert [worker.is_bound(later, each) for each in everyone] == [number == own for number in range(5)]
+    assert affinity.binding(asked(turn(1), key_id=2), pool.id, "named") is None
