@@ -71,6 +71,9 @@ class Turned:
         self._due += 1
         return None
 
+    def allow(self, max_bytes: int) -> None:
+        """Nothing comes."""
+
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Nobody is there to be told."""
 
@@ -99,7 +102,7 @@ class Hastened:
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
-        self.send, self.close = websocket.send, websocket.close
+        self.send, self.close, self.allow = websocket.send, websocket.close, websocket.allow
 
     def receive(self, timeout_s: float | None) -> str | None:
         return self._websocket.receive(None if timeout_s is None else timeout_s / FASTER)
