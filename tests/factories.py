@@ -335,5 +335,5 @@ def now_ms() -> int:
 def agents_of(database: Database, run_path: Path, presence: Presence) -> Agents:
     """The agents of a worker, none of which is connected."""
     secrets = Secrets(KeyHasher(bytes(32)), Vault({1: bytes(32)}, 1), ())
-    enrolments = Enrolments(database, secrets, lambda enrolment, models: None, lambda: ensure_open_enrolment(database, 0))
+    enrolments = Enrolments(database, secrets, lambda enrolment, models: models, lambda: ensure_open_enrolment(database, 0))
     return Agents(UnixBus(run_path, presence.owner), SqliteAgents(run_path, presence.alive), enrolments, presence.owner, lambda: 0)

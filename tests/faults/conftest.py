@@ -19,22 +19,22 @@ from tests.faults.calls import Calls
 from tests.faults.front import Front, running_front
 
 SPARES = 24
-_LINES = pytest.StashKey[list[tuple[int, str]]]()
+MEASURED = "measured"
 Measured = Callable[[int, str], None]
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
     """`measured(row, text)`: the text is printed under the row's number when all tests have run."""
-    lines = request.config.stash.setdefault(_LINES, [])
-    return lambda row, text: lines.append((row, text))
+    return lambda row, text: request.node.user_properties.append((MEASURED, (row, text)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    lines = terminalreporter.config.stash.get(_LINES, [])
-    if lines:
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    found = {tuple(value) for report in reports for name, value in getattr(report, "user_properties", ()) if name == MEASURED}
+    if found:
         terminalreporter.section("measured, by row of the table of failures")
-    for row, text in sorted(lines):
+    for row, text in sorted(found):
         terminalreporter.line(f"{row:>3}  {text}")
 
 

@@ -54,7 +54,7 @@ class Stage:
 
     def asked(self, reason: str = CONCURRENCY, *others: Candidate) -> Exchange:
         ex = exchange()
-        ex.queue = queue_of(ex, [self.agent, *others])
+        ex.queue = queue_of(ex, [self.agent, *others], [self.agent, *others])
         ex.excluded[self.agent.deployment.place] = reason
         return ex
 
@@ -76,12 +76,20 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_a_call_waits_with_those_for_its_model_or_for_its_only_agent() -> None:
     ex, one, other = exchange(model="llama3"), hosted("a", credential_subject="credential:1-9.1"), hosted("b")
-    assert queue_of(ex, [one, other]) == "agents:llama3"
-    assert queue_of(ex, [one, candidate("c", backend=Scripted())]) == "agent:credential:1-9"
-    assert queue_of(ex, [candidate("c", backend=Scripted())]) is None
-    assert queue_of(ex, []) is None
+    served = candidate("c", backend=Scripted())
+    assert queue_of(ex, [one, other], [one, other, served]) == "agents:llama3"
+    assert queue_of(ex, [one, served], [one, other, served]) == "agent:credential:1-9"
+    assert queue_of(ex, [served], [served]) is None
+    assert queue_of(ex, [], []) is None
     ex.served_by = "api-server"
-    assert queue_of(ex, [one, other]) == "agents:api-server"
+    assert queue_of(ex, [one, other], [one, other]) == "agents:api-server"
+
+
+def test_a_call_that_tried_some_agents_keeps_nobody_from_these() -> None:
+    ex, one, other, tried = exchange(model="llama3"), hosted("a"), hosted("b"), hosted("c")
+    left = queue_of(ex, [one, other], [one, other, tried])
+    assert left != queue_of(ex, [one, other, tried], [one, other, tried])
+    assert left == queue_of(ex, [other, one], [tried, other, one])
 
 
 @pytest.mark.parametrize("reason", [CONCURRENCY, RECONNECTING, QUEUE])
@@ -107,7 +115,7 @@ def test_without_agents_nobody_waits(stage: Stage) -> None:
     ex = exchange()
     other = candidate("c", backend=Scripted())
     ex.excluded["c"] = CONCURRENCY
-    ex.queue = queue_of(ex, [other])
+    ex.queue = queue_of(ex, [other], [other])
     assert stage.queue.wait(ex, [other], stage.lease) is None
 
 

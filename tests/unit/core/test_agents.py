@@ -16,7 +16,7 @@ from gateway.core.agent_frames import PROTOCOL_ERROR
 from gateway.core.agent_session import FORBIDDEN, GRACE_S, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, SessionV2, SocketClosed
 from gateway.core.agents import Agents
 from gateway.core.enrolments import Enrolments
-from gateway.core.rests import NOT_CONNECTED, NOT_SERVED, RECONNECTING, NoHosts, Rest
+from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, NoHosts, Rest
 from gateway.errors import StoreUnavailable
 from gateway.frames import ChannelLost, Connected
 from gateway.secrets import KeyHasher, Secrets, Vault, mint_key
@@ -58,6 +58,8 @@ class Agent:
     def welcomed(self) -> Agent:
         welcome = self.line.hear()
         assert welcome["type"] == "welcome"
+        ping = self.line.hear()
+        self.line.say({"type": "pong", "at": ping["at"]})
         return self
 
     def closed(self) -> int:
@@ -94,7 +96,7 @@ class Stage:
         self.path, self.database = path, database
         self.secrets = Secrets(KeyHasher(bytes(32)), Vault({1: bytes(32)}, 1), ())
         self.store: Any = database
-        self.enrolments = Enrolments(self, self.secrets, lambda enrolment, models: None, self._closed_door)  # type: ignore[arg-type]
+        self.enrolments = Enrolments(self, self.secrets, lambda enrolment, models: models, self._closed_door)  # type: ignore[arg-type]
         self.generation, self.clock = 0, Clock()
         self.alive = {"0123abcd-one", "0123abcd-two"}
         self.pool = database.write(lambda: pools.create_pool("agents"))
@@ -328,10 +330,15 @@ def test_what_is_announced_anew_holds_for_every_worker(stage: Stage) -> None:
     assert stage.two.agents.limit(place, None) == Limit(place, concurrency=5)
 
 
-def test_what_is_announced_anew_without_leave_ends_the_connection(stage: Stage) -> None:
+def test_what_is_announced_anew_without_leave_is_not_served(stage: Stage) -> None:
     agent = stage.agent(stage.enrol()).welcomed()
+    place = stage.place()
     agent.line.say({"type": "update", "models": ["gpt"]})
-    assert agent.closed() == FORBIDDEN
+    wait(lambda: stage.two.agents.rest(on(place)) is not None)
+    rest = stage.two.agents.rest(on(place))
+    assert rest is not None
+    assert rest.reason == NOT_SERVED
+    assert agent.line.is_silent()
 
 
 def test_an_agent_that_leaves_gets_nothing_new(stage: Stage) -> None:
@@ -341,7 +348,7 @@ def test_an_agent_that_leaves_gets_nothing_new(stage: Stage) -> None:
     wait(lambda: stage.two.agents.rest(on(place)) is not None)
     rest = stage.two.agents.rest(on(place))
     assert rest is not None
-    assert rest.reason == RECONNECTING
+    assert rest.reason == LEFT, "it is not waited for"
 
 
 def test_what_a_worker_that_died_held_is_gone(stage: Stage) -> None:
@@ -417,8 +424,6 @@ def test_agents_are_told_of_again_where_the_shared_state_was_lost_and_go_on(stag
     epoch = stage.connected(place).epoch
     for path in (stage.path / "run").glob("state-*"):
         path.unlink()
-    (connection,) = stage.one.agents._connections.values()
-    assert not stage.one.directory.change(connection.holder)  # the worker itself makes another file
     wait(lambda: stage.two.agents.connected(place) is not None and stage.one.agents.connected(place) is not None)
     time.sleep(0.3)
     assert stage.connected(place, stage.two).epoch == epoch
