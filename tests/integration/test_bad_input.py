@@ -204,7 +204,9 @@ def test_objects_kept_upstream_are_not_served(gateway: RunningGateway, method: s
     assert answer.headers["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic Zm9v", f"Bearer {mint_key()}"])
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer wrong", "Basic Zm9v", f"Bearer {mint_key()}"], ids=["none", "no key", "no form", "basic", "unknown"]
+)
 def test_a_wrong_key(gateway: RunningGateway, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
     assert told(ask(gateway, CHAT, {"model": MODEL}, key=None, **headers), 401)["code"] == "invalid_api_key"
