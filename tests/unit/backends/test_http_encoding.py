@@ -53,6 +53,7 @@ def raw_deflate(data: bytes) -> bytes:
         ("deflate", zlib.compress(b"hello" * 50)),
         ("deflate", raw_deflate(b"hello" * 50)),
     ],
+    ids=["gzip", "X-GZIP", "zlib", "raw"],
 )
 def test_compressed_answer_is_decoded_and_its_headers_say_so(provider: Provider, client: Client, encoding: str, packed: bytes) -> None:
     provider.script(PATH, Answer(headers=(("content-encoding", encoding), ("x-a", "b")), blocks=(packed,)))
