@@ -198,9 +198,11 @@ def test_public_part_of_the_interface_asks_for_no_token(old: Families) -> None:
     assert with_token.headers["authorization"] == f"Bearer {TOKEN}"
 
 
-@pytest.mark.parametrize("path", ["/api/ask", "/api/connections"])
-def test_paths_of_another_family_are_not_the_interface_s(old: Families, path: str) -> None:
-    assert old.ask("POST", path, {}).status == 404
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("POST", "/api/ask", 401), ("GET", "/api/ask", 404), ("POST", "/api/connections", 404), ("GET", "/api/connections", 200)]
+)
+def test_paths_of_another_family_are_not_the_interface_s(old: Families, method: str, path: str, status: int) -> None:
+    assert old.ask(method, path, {} if method == "POST" else None).status == status
     assert old.web.requests == []
 
 
