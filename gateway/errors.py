@@ -26,6 +26,8 @@
         +-- UpstreamTimeout 504       a deadline passed; `phase` names it
         +-- UpstreamProtocolError     what came back is not HTTP, or breaks its own framing
         +-- UpstreamRefused           answered with an error status (`upstream_status`)
+        +-- AgentLost                 an agent's connection was lost, or could not be reached
+        +-- AgentFailed               an agent said, or showed, that it cannot answer; `cause` is its word
         +-- UpstreamInterrupted       the answer began and then broke; raised from Reply.chunks
     SettingsError, PluginError        start-up only, shown as they are
 
@@ -215,6 +217,8 @@ class AgentLost(UpstreamError):
 
 class AgentFailed(UpstreamError):
     """An agent said, or showed, that it cannot answer. `cause` is one of docs/agents.md; `detail`: what it had sent, where an old client is to see it."""
+
+    code = "agent_failed"
 
     def __init__(self, message: str, *, cause: str, detail: object = None) -> None:
         super().__init__(message, code=f"agent_{cause}")

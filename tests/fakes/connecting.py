@@ -44,7 +44,8 @@ class Connecting:
 
     def close(self, code: int = 1000) -> None:
         """End for good."""
-        self._is_leaving = True
+        with self.changed:
+            self._is_leaving = True
         with contextlib.suppress(OSError):
             self.socket.send_frame(CLOSE, code.to_bytes(2, "big"))
         with self.changed:
@@ -60,6 +61,9 @@ class Connecting:
     def _begin(self, name: str) -> None:
         self.socket.sock.settimeout(None)
         with self.changed:
+            if self._is_leaving:  # it connected again while it was told to leave
+                self.socket.sock.close()
+                return
             self.is_connected = True
             self.changed.notify_all()
         threading.Thread(target=self._read, args=(self.socket,), name=name, daemon=True).start()
@@ -70,8 +74,7 @@ class Connecting:
                 self._take(socket.receive_json())
         except (Closed, OSError, ValueError) as error:  # ValueError: the socket was closed under the read
             closed = error if isinstance(error, Closed) else Closed(1006, type(error).__name__)
-        if not self._is_leaving:
-            socket.sock.close()
+        socket.sock.close()
         with self.changed:
             self._detach()
             self.is_connected = False

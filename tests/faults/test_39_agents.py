@@ -48,6 +48,7 @@ def test_39_agent_lost_before_its_first_byte_is_replaced_by_another(hosts: Runni
         # So many that none dies three times within a minute, for which it would be left alone for a moment.
         agents = {name: stack.enter_context(Agent(hosts.port, token=token, name=name, models=["dying-model"], always=dying)) for name in NAMES}
         wait_served(hosts, "dying-model")
+        time.sleep(1.2)  # every worker knows all of them within a second
         answered, seconds = 0, list[float]()
         for number in range(CALLS):
             asked = f"call {number}"

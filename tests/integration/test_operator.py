@@ -166,10 +166,12 @@ def test_what_is_described_is_what_is_served(gateway: RunningGateway, app: Flask
 
 def test_every_route_has_a_policy(app: Flask) -> None:
     policies = {rule.endpoint: getattr(app.view_functions[rule.endpoint], "policy", None) for rule in app.url_map.iter_rules()}
-    assert set(policies.values()) <= {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password"}
+    assert set(policies.values()) <= {"key", "open", "metrics", "caller", "guest", "file-key", "admin-password", "ask-key", "admin-key", "agent"}
     keyless = {name for name, declared in policies.items() if declared in ("open", "metrics")}
     preflights = {f"{family}.preflight" for family in ("chatgpt", "platform", "imitate", "backend_api")}
     preflights |= {"chatgpt_to_api.chat_preflight", "chatgpt_to_api.ping"}
-    assert keyless == {"system.root", "system.healthz", "system.readyz", "system.metrics_text", "system.openapi"} | preflights
+    asked = ("ask", "connections", "add_user", "delete_user", "users")
+    of_agents = {f"api_server.{name}" for name in ("health", "connections", "plain", "plain_under_a_secret", *(f"preflight_{name}" for name in asked))}
+    assert keyless == {"system.root", "system.healthz", "system.readyz", "system.metrics_text", "system.openapi"} | preflights | of_agents
     of_callers = {name.partition(".")[0] for name, declared in policies.items() if declared in ("caller", "guest")}
     assert of_callers == {"chatgpt", "platform", "imitate", "backend_api"}

@@ -28,7 +28,8 @@ def test_any_prompt_and_any_ids_survive(content: str, conversation: str, parent:
     request = ApiServer().request(document)
     assert request.messages == (Message("user", content),)
     assert request.document["messages"] == [{"role": "user", "content": content}]
-    asked = request.document["conversation"]
+    asked = request.conversation
+    assert asked is not None
     assert asked["id"] == conversation
     assert asked["parent_id"] == parent or (not parent and len(asked["parent_id"]) == 36)
     assert asked["message_id"] == message or (not message and len(asked["message_id"]) == 36)
@@ -63,7 +64,8 @@ def test_what_is_no_text_is_an_invalid_request(name: str, value: Any) -> None:
 @pytest.mark.parametrize("document", [{}, {"content": None}, {"content": "", "conversation_id": None}])
 def test_what_is_missing_is_empty(document: dict[str, Any]) -> None:
     request = ApiServer().request(document)
-    assert (request.messages[0].content, request.document["conversation"]["id"]) == ("", "")
+    assert request.conversation is not None
+    assert (request.messages[0].content, request.conversation["id"]) == ("", "")
 
 
 def test_nothing_of_it_is_streamed() -> None:
