@@ -25,12 +25,10 @@ from gateway.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from gateway.frames import Channel, ChannelLost, Connected, Frames, decoded
+from gateway.frames import GRACE_S, Channel, ChannelLost, Connected, Frames, decoded
 
 CREDIT = 64
 """How many frames of an answer may be under way."""
-GRACE_S = 5.0
-"""How long an agent that keeps its frames may take to connect again."""
 LOOK_S = 0.05
 TOGETHER_BYTES = 16_384
 MOST_WHOLE_BYTES = 32_000_000
@@ -38,7 +36,7 @@ MOST_WHOLE_BYTES = 32_000_000
 WORD = 200
 HUNG_UP = "hung_up"
 """Of a channel that was lost: the agent itself closed its connection, or broke the protocol."""
-CAUSES = frozenset({"busy", "unknown_request", "internal", "ping_failed", "send_failed", "read_failed", "wrong_id", "bad_data"})
+CAUSES = frozenset({"busy", "internal", "ping_failed", "send_failed", "read_failed", "wrong_id", "bad_data"})
 """Of what an agent says, and of what an older one shows, those that are not an upstream's status; others are "internal"."""
 REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _STATUSES: Mapping[str, int] = MappingProxyType({"unauthorised": 403, "model_not_served": 403, "rate_limited": 429, "upstream_failed": 502})
@@ -298,11 +296,10 @@ class _Request:
 
 def _body(request: ChatRequest, model: str) -> dict[str, Any]:
     """The request as chat completions have it, and the conversation that it goes on with, where the gateway knows whose that is."""
-    conversation = request.conversation
     body = {name: value for name, value in request.document.items() if name not in ("conversation", "prompt")} | {"model": model}
     if "messages" not in body:
         body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
-    return {"body": body} | ({"conversation": conversation} if isinstance(conversation, Mapping) else {})
+    return {"body": body} | ({} if request.conversation is None else {"conversation": request.conversation})
 
 
 def _delta(frame: Mapping[str, Any]) -> ChatEvent:

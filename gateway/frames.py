@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 MAX_FRAME_BYTES = 16_000_000
+GRACE_S = 5.0
+"""How long an agent that keeps its frames may take to connect again, and how long who waits for one that was lost goes on waiting."""
 
 
 def decoded(raw: str | bytes) -> dict[str, Any] | None:

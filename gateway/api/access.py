@@ -9,8 +9,10 @@ from typing import Any
 from gateway.backend import Network
 from gateway.core.identity import Principal
 from gateway.errors import PermissionDenied
+from gateway.settings import is_loopback
 
 Address = IPv4Address | IPv6Address
+_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
 
 
 def authorize(principal: Principal, scopes: Sequence[str], environ: Mapping[str, Any], proxies: Sequence[Network]) -> Principal:
@@ -22,6 +24,11 @@ def authorize(principal: Principal, scopes: Sequence[str], environ: Mapping[str,
         needed = " or ".join(f"'{scope}'" for scope in scopes) or "none that a key can have"
         raise PermissionDenied(f"This API key may not be used for this; the scope needed: {needed}.", code="scope_missing")
     return principal
+
+
+def is_of_this_host(environ: Mapping[str, Any]) -> bool:
+    """Somebody else's request that a server on this host passed on is not, as long as that server says so."""
+    return is_loopback(environ.get("REMOTE_ADDR", "")) and not any(name in environ for name in _FORWARDED)
 
 
 def client_address(environ: Mapping[str, Any], proxies: Sequence[Network]) -> Address | None:

@@ -12,6 +12,7 @@ from typing import Any
 from flask import Blueprint, Response, g, request
 
 from gateway.api import PREFIXES
+from gateway.api.access import is_of_this_host
 from gateway.api.agent_asks import Asks
 from gateway.api.body import read_raw
 from gateway.api.replies import Answered
@@ -30,7 +31,7 @@ from gateway.store.database import Database
 
 SUBPROTOCOL = "chat-gateway.agent.v2"
 BODY_BYTES = 65_536
-"""Of a request for users, and of what is looked at of one that shows no key."""
+"""Of a body that is read before its sender has shown a key: the one for users holds it."""
 REGISTER = "/client/register"
 """Before it may stand an agent's token, as one segment."""
 _ROUTES = frozenset(
@@ -45,7 +46,6 @@ _ROUTES = frozenset(
 )
 _PORT = re.compile(r":[0-9]+\Z")
 NEVER = "0001-01-01T00:00:00Z"
-_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +142,9 @@ def _token(settings: Settings, secret: str, environ: Mapping[str, Any], protocol
 
 
 def _is_local(environ: Mapping[str, Any]) -> bool:
-    """Somebody else's request that a server on this host passed on is not of this host: such a server says so, or keeps the name that was asked for."""
+    """Also a server on this host that does not say whose request it passes on is told by the name that was asked for, if it keeps that."""
     named = _PORT.sub("", environ.get("HTTP_HOST", "")).strip("[]")
-    return is_loopback(environ.get("REMOTE_ADDR", "")) and is_loopback(named) and not any(name in environ for name in _FORWARDED)
+    return is_of_this_host(environ) and is_loopback(named)
 
 
 def _no_websocket() -> Answered:
@@ -167,7 +167,7 @@ def _let_in(family: Family, environ: Mapping[str, Any]) -> None:
 def _object(family: Family, refusal: str) -> Mapping[str, Any]:
     """Raises BadRequest, which says `refusal` where the body is no JSON object."""
     try:
-        document = json.loads(read_raw(request.environ, family.settings))
+        document = json.loads(read_raw(request.environ, family.settings, BODY_BYTES))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

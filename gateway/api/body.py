@@ -55,10 +55,10 @@ def read_body(environ: dict[str, Any], kind: str, content_type: str, settings: S
     return _json(environ, settings)
 
 
-def read_raw(environ: dict[str, Any], settings: Settings) -> bytes:
-    """The body as it is, of a JSON body's size at most. Raises BadRequest, BodyTooLarge or BodyTimeout."""
+def read_raw(environ: dict[str, Any], settings: Settings, most: int | None = None) -> bytes:
+    """The body as it is, of `most` bytes, or of a JSON body's size at most. Raises BadRequest, BodyTooLarge or BodyTimeout."""
     _check_codings(environ)
-    return b"".join(_blocks(environ, settings.json_limit, settings.body_s))
+    return b"".join(_blocks(environ, settings.json_limit if most is None else min(most, settings.json_limit), settings.body_s))
 
 
 def _check_codings(environ: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.api import PREFIXES
+from gateway.api.access import is_of_this_host
 from gateway.backend import Secret
 from gateway.errors import SwitchedOff, Unauthenticated
 from gateway.operations.token_files import ApiKeysFile
@@ -13,7 +14,6 @@ from gateway.settings import Settings, is_loopback
 
 OWN_KEY = "Bearer gw_"
 OWN_TOKEN = "Bearer eyJhbGciOiJSUzI1NiI"  # noqa: S105  the base64 of a header that says RS256
-_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
 ALWAYS = frozenset(
     {
         ("GET", "/ping"),
@@ -64,5 +64,4 @@ class FileKeys:
         raise Unauthenticated("Invalid API key.")
 
     def _is_open_to(self, environ: Mapping[str, Any]) -> bool:
-        """Somebody else's request that a server on this host passed on is not of this host."""
-        return self._open and is_loopback(environ.get("REMOTE_ADDR", "")) and not any(name in environ for name in _FORWARDED)
+        return self._open and is_of_this_host(environ)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gateway.concurrency import spawn
 from gateway.core.agent_frames import PROTOCOL_ERROR, Head, Hello, Refused, Update, head_of, object_of, opening_of, read_hello, read_update
 from gateway.dialects.openai_chat import dumps
-from gateway.frames import MAX_FRAME_BYTES, Channel, ChannelLost, decoded
+from gateway.frames import GRACE_S, MAX_FRAME_BYTES, Channel, ChannelLost, decoded
 
 HELLO_S = 10.0
 SMALL_BYTES = 65_536
@@ -23,7 +23,6 @@ SMALL_BYTES = 65_536
 AT_BYTES = 200
 PING_S, PONG_S = 20.0, 4.0
 """How often an agent is asked whether it is there, and how long its second silence is waited for: 44 s at most until one that hangs is found out."""
-GRACE_S = 5.0
 UPDATE_S = 1.0
 """How often an agent may say anew what it serves: the catalog follows."""
 FIRST_FRAME_S = 10.0

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from gateway.bus.base import Bus, Opening
 from gateway.concurrency import every, spawn
 from gateway.core.agent_frames import Hello, Refused, Update
-from gateway.core.agent_session import GRACE_S, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, Session, SocketClosed, Welcome
+from gateway.core.agent_session import LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, Session, SocketClosed, Welcome
 from gateway.core.enrolments import Admitted, Enrolments
 from gateway.core.globs import matches
 from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, Rest
 from gateway.core.routing import Candidate
 from gateway.core.standing import NEVER
 from gateway.errors import GatewayError
-from gateway.frames import Channel, ChannelLost, Connected
+from gateway.frames import GRACE_S, Channel, ChannelLost, Connected
 from gateway.state.agents import AgentDirectory, Holder
 from gateway.state.base import Limit, StateUnavailable
 from gateway.state.conditions import FOREVER

@@ -34,6 +34,7 @@ ANYBODY = -1
 PROBE_S = 120.0
 """How long a call may find out whether a rest is over, before another may: it tells as soon as its answer begins."""
 MANY = 8
+"""Agents that are fit: of so many, those that are busy are found out at once, and not one after the other."""
 PUBLISH_S = 5.0
 """How often a worker tells the others who calls a deployment: the window is many times longer."""
 

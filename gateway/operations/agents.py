@@ -169,8 +169,10 @@ def rotate(database: Database, hasher: KeyHasher, name: str, at: int) -> Enrolle
 
 
 def delete(database: Database, name: str) -> ListedEnrolment:
-    """With its agents. The deployments that only they served, and a pool that is left empty, go too. Raises NotFound, and Conflict while one
-    of its agents is the only credential of a deployment."""
+    """With its agents. A pool that is left empty, and that no other token is for, goes too, with its agents' deployments.
+
+    Raises NotFound, and Conflict while one of its agents is the only credential of a deployment.
+    """
 
     def delete() -> ListedEnrolment:
         found, rows = _required(name), catalog.load()

@@ -272,6 +272,15 @@ def test_a_user_is_added_listed_and_deleted(family: Family, prefix: str) -> None
     assert user not in family.get(f"{prefix}/admin/users?admin_key={ADMIN}").json()["users"]
 
 
+@pytest.mark.parametrize("path", ["/admin/users/add", "/admin/users/delete"])
+def test_who_has_shown_no_key_yet_sends_no_more_than_64_kb(family: Family, path: str) -> None:
+    def padded(size: int) -> bytes:
+        return b'{"admin_key":"wrong"}'.ljust(size)
+
+    assert told(family.post(path, padded(65_536))) == (401, {"error": "Invalid admin key"})
+    assert family.post(path, padded(65_537)).status == 413
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"admin_key=x", b'{"admin_key": 5}'])
 @pytest.mark.parametrize("path", ["/admin/users/add", "/admin/users/delete"])
 def test_a_body_that_is_none_is_refused(family: Family, path: str, raw: bytes) -> None:

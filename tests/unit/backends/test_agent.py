@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backends.agent import CREDIT, GRACE_S, MOST_WHOLE_BYTES, Agent
+from backends.agent import CREDIT, MOST_WHOLE_BYTES, Agent
 from gateway.backend import Cancellation, Deadlines, Secret, Services, Target
 from gateway.dialects.events import ChatEvent, ChatRequest, Finished, Message, TextDelta, ToolCallDelta
 from gateway.errors import (
@@ -25,6 +25,7 @@ from gateway.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from gateway.frames import GRACE_S
 from tests.fakes.hosting import Hosting, Script, Talk, answers, breaks_off, fails, keeps_silent
 
 SHORT_S = 0.2

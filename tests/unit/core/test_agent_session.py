@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gateway.bus.socket_channel import SocketChannel
 from gateway.core.agent_frames import PROTOCOL_ERROR, Hello, Refused, Update
-from gateway.core.agent_session import ENDED_REMEMBERED, GRACE_S, LEAVING, PING_S, TIMED_OUT, TOO_MUCH, SessionV2, SocketClosed, Welcome
-from gateway.frames import MAX_FRAME_BYTES, ChannelLost
+from gateway.core.agent_session import ENDED_REMEMBERED, LEAVING, PING_S, TIMED_OUT, TOO_MUCH, SessionV2, SocketClosed, Welcome
+from gateway.frames import GRACE_S, MAX_FRAME_BYTES, ChannelLost
 from tests.fakes.line import Line, Running, channels, said, wait
 
 

@@ -13,12 +13,12 @@ import pytest
 from gateway.bus.base import Opening
 from gateway.bus.unix import UnixBus
 from gateway.core.agent_frames import PROTOCOL_ERROR
-from gateway.core.agent_session import FORBIDDEN, GRACE_S, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, SessionV2, SocketClosed
+from gateway.core.agent_session import FORBIDDEN, LEAVING, REPLACED, UNAVAILABLE, UNKNOWN, SessionV2, SocketClosed
 from gateway.core.agents import Agents
 from gateway.core.enrolments import Enrolments
 from gateway.core.rests import LEFT, NOT_CONNECTED, NOT_SERVED, RECONNECTING, NoHosts, Rest
 from gateway.errors import StoreUnavailable
-from gateway.frames import ChannelLost, Connected
+from gateway.frames import GRACE_S, ChannelLost, Connected
 from gateway.secrets import KeyHasher, Secrets, Vault, mint_key
 from gateway.state.agents import Holder
 from gateway.state.agents_sqlite import SqliteAgents
